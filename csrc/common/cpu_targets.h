@@ -1,0 +1,51 @@
+// Row kernels compiled for several x86 instruction sets in one file, chosen at run time, so that a
+// wheel built anywhere runs everywhere at the speed of the machine it meets. A file includes its
+// kernels once per set, inside a namespace of its own:
+//
+//   namespace baseline { #include "rows.inl" }
+//   SEGKERN_TARGET_AVX2    namespace avx2 { #include "rows.inl" }    SEGKERN_TARGET_END
+//   SEGKERN_TARGET_AVX512  namespace avx512 { #include "rows.inl" }  SEGKERN_TARGET_END
+//
+// The kernels must be templates or functions of that namespace over raw pointers: a standard-library
+// template instantiated there could be merged by the linker with a baseline one.
+#pragma once
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#include <immintrin.h>
+#define SEGKERN_X86_TARGETS 1
+#define SEGKERN_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define SEGKERN_TARGET_BEGIN(sets) \
+  SEGKERN_PRAGMA(clang attribute push(__attribute__((target(sets))), apply_to = function))
+#define SEGKERN_TARGET_END SEGKERN_PRAGMA(clang attribute pop)
+#else
+#define SEGKERN_TARGET_BEGIN(sets) \
+  SEGKERN_PRAGMA(GCC push_options) SEGKERN_PRAGMA(GCC target(sets))
+#define SEGKERN_TARGET_END SEGKERN_PRAGMA(GCC pop_options)
+#endif
+#define SEGKERN_TARGET_AVX2 SEGKERN_TARGET_BEGIN("avx2,fma,f16c,bmi,bmi2,popcnt")
+#define SEGKERN_TARGET_AVX512 \
+  SEGKERN_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,popcnt")
+#endif
+
+namespace segkern {
+
+enum class CpuLevel { kBaseline, kAvx2, kAvx512 };
+
+// The best set this processor has. The compiled kernels give the same bits at every level.
+inline CpuLevel cpu_level() {
+#if defined(SEGKERN_X86_TARGETS)
+  static const CpuLevel level = [] {
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return avx2 && avx512 ? CpuLevel::kAvx512 : avx2 ? CpuLevel::kAvx2 : CpuLevel::kBaseline;
+  }();
+  return level;
+#else
+  return CpuLevel::kBaseline;
+#endif
+}
+
+}  // namespace segkern

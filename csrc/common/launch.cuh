@@ -1,0 +1,33 @@
+// The one place where kernels are launched.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include <torch/csrc/stable/macros.h>
+
+#include "device.cuh"
+
+namespace segkern {
+
+// Launches `threads` threads, one work item each, in blocks of kBlockThreads on a stream; the
+// kernel gets the arguments as they are. Returns without a launch where there is nothing to do.
+struct CudaLauncher {
+  cudaStream_t stream;
+
+  template <typename... Params, typename... Args>
+  void operator()(void (*kernel)(Params...), int64_t threads, Args... args) const {
+    if (threads <= 0) {
+      return;
+    }
+    const int64_t blocks = (threads + kBlockThreads - 1) / kBlockThreads;
+    if (blocks > INT32_MAX) {
+      throw std::runtime_error("segkern: a kernel would need " + std::to_string(blocks) +
+                               " blocks, more than a grid has");
+    }
+    kernel<<<static_cast<unsigned>(blocks), kBlockThreads, 0, stream>>>(args...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+};
+
+}  // namespace segkern

@@ -1,0 +1,298 @@
+"""`segkern train`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_RUN = "Run"
+_RECIPE = "Recipe (default: the paper's, see `segkern models NAME`)"
+_NETWORK = "Network"
+_MACHINE = "Machine"
+
+
+def _option(*names: str, panel: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, help=help, metavar=metavar, show_default=False)
+
+
+def train(
+    model: Annotated[
+        str | None, typer.Argument(help="Network, see `segkern models`; may be left out with --resume.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        _option(
+            "--data",
+            panel=_RUN,
+            metavar="D",
+            help="synthetic[:HxW] (default), camvid:DIR or folder:DIR.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        _option("--output", "-o", panel=_RUN, metavar="DIR", help="Folder of the run (default runs/MODEL)."),
+    ] = None,
+    resume: Annotated[
+        bool, _option("--resume", panel=_RUN, help="Go on with the run in the folder, with its settings.")
+    ] = False,
+    overwrite: Annotated[
+        bool, _option("--overwrite", panel=_RUN, help="Replace the run in the folder.")
+    ] = False,
+    epochs: Annotated[int | None, _option("--epochs", panel=_RUN, help="Passes over the data.")] = None,
+    max_steps: Annotated[
+        int | None, _option("--max-steps", panel=_RUN, help="Stop after so many optimiser steps.")
+    ] = None,
+    max_time: Annotated[
+        str | None,
+        _option(
+            "--max-time",
+            panel=_RUN,
+            metavar="TIME",
+            help="Stop training after this time, as 00:50:00, 50m or 1h30m: the step is finished, the "
+            "network validated and saved.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, _option("--seed", panel=_RUN, help="Seed of all randomness (0).")] = None,
+    size: Annotated[
+        str | None,
+        _option(
+            "--size",
+            panel=_RUN,
+            metavar="HxW",
+            help="Bring all images to this size (default: the paper's for files; synthetic ones are drawn "
+            "at their own).",
+        ),
+    ] = None,
+    limit_train: Annotated[
+        int | None, _option("--limit-train", panel=_RUN, help="Use at most so many training images.")
+    ] = None,
+    limit_val: Annotated[
+        int | None, _option("--limit-val", panel=_RUN, help="Use at most so many validation images.")
+    ] = None,
+    absent: Annotated[
+        str | None,
+        _option(
+            "--absent",
+            panel=_RUN,
+            metavar="RULE",
+            help="Classes without a pixel in mIoU: skip (default), zero or one.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, _option("--batch-size", panel=_RECIPE, help="Images a step, over all devices.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, _option("--optimizer", panel=_RECIPE, metavar="NAME", help="sgd or adam.")
+    ] = None,
+    lr: Annotated[float | None, _option("--lr", panel=_RECIPE, help="Learning rate.")] = None,
+    momentum: Annotated[float | None, _option("--momentum", panel=_RECIPE, help="Of SGD.")] = None,
+    weight_decay: Annotated[
+        float | None, _option("--weight-decay", panel=_RECIPE, help="L2 added to the gradient.")
+    ] = None,
+    schedule: Annotated[
+        str | None, _option("--schedule", panel=_RECIPE, metavar="NAME", help="constant, step or poly.")
+    ] = None,
+    step_size: Annotated[
+        int | None, _option("--step-size", panel=_RECIPE, help="Iterations between two steps of 'step'.")
+    ] = None,
+    gamma: Annotated[float | None, _option("--gamma", panel=_RECIPE, help="Factor of 'step'.")] = None,
+    power: Annotated[float | None, _option("--power", panel=_RECIPE, help="Exponent of 'poly'.")] = None,
+    class_weights: Annotated[
+        str | None,
+        _option(
+            "--class-weights", panel=_RECIPE, metavar="NAME", help="none, enet or median_frequency."
+        ),
+    ] = None,
+    loss_reduction: Annotated[
+        str | None,
+        _option(
+            "--loss-reduction",
+            panel=_RECIPE,
+            metavar="NAME",
+            help="Divide the weighted loss by the number of pixels (pixels) or their weights (weights).",
+        ),
+    ] = None,
+    input_mode: Annotated[
+        str | None,
+        _option(
+            "--input", panel=_RECIPE, metavar="NAME", help="Scaling of images: unit, caffe, bgr, imagenet."
+        ),
+    ] = None,
+    bias_lr_mult: Annotated[
+        float | None, _option("--bias-lr-mult", panel=_RECIPE, help="Factor on the rate of biases.")
+    ] = None,
+    bias_decay_mult: Annotated[
+        float | None, _option("--bias-decay-mult", panel=_RECIPE, help="Factor on the decay of biases.")
+    ] = None,
+    norm_decay: Annotated[
+        bool | None,
+        _option("--norm-decay/--no-norm-decay", panel=_RECIPE, help="Decay norm layers and PReLU slopes."),
+    ] = None,
+    crop: Annotated[
+        str | None, _option("--crop", panel=_RECIPE, metavar="HxW|none", help="Random crop.")
+    ] = None,
+    flip: Annotated[
+        bool | None, _option("--flip/--no-flip", panel=_RECIPE, help="Mirror images at random.")
+    ] = None,
+    scale: Annotated[
+        str | None,
+        _option("--scale", panel=_RECIPE, metavar="LOW,HIGH|none", help="Random scale, as 0.5,2."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        _option("--weights", panel=_NETWORK, metavar="W", help="Start from a tag or a weights file."),
+    ] = None,
+    weights_backbone: Annotated[
+        str | None,
+        _option(
+            "--weights-backbone", panel=_NETWORK, metavar="W", help="Start the encoder from a tag or file."
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        _option(
+            "--option",
+            panel=_NETWORK,
+            metavar="KEY=VALUE",
+            help="An option of the network's own; may be given several times.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, _option("--device", panel=_MACHINE, metavar="NAME", help="auto (default), cpu or cuda.")
+    ] = None,
+    devices: Annotated[
+        int | None, _option("--devices", panel=_MACHINE, help="GPUs, or processes on the CPU (1).")
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        _option(
+            "--nodes",
+            panel=_MACHINE,
+            help="Machines (1); each runs this command with MASTER_ADDR, MASTER_PORT and NODE_RANK set.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        _option("--precision", panel=_MACHINE, metavar="P", help="32 (default), bf16-mixed or 16-mixed."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        _option("--workers", panel=_MACHINE, help="Loading processes per device (0 on the CPU)."),
+    ] = None,
+    cache: Annotated[
+        bool | None,
+        _option("--cache/--no-cache", panel=_MACHINE, help="Keep decoded image files in memory (yes)."),
+    ] = None,
+    channels_last: Annotated[
+        bool | None,
+        _option(
+            "--channels-last/--no-channels-last", panel=_MACHINE, help="Memory format of the network (yes)."
+        ),
+    ] = None,
+    compile_network: Annotated[
+        bool | None, _option("--compile/--no-compile", panel=_MACHINE, help="torch.compile (no).")
+    ] = None,
+    deterministic: Annotated[
+        bool | None,
+        _option(
+            "--deterministic/--no-deterministic",
+            panel=_MACHINE,
+            help="Equal bits on every run on a GPU too, where torch can (no). The CPU always is.",
+        ),
+    ] = None,
+    progress: Annotated[
+        bool | None, _option("--progress/--no-progress", panel=_MACHINE, help="Progress bar (on a terminal).")
+    ] = None,
+) -> None:
+    """Train a network with its paper's recipe; every number can be changed.
+
+    The run folder gets config.json, metrics.csv, last.ckpt, best.safetensors, log.txt and tensorboard/.
+
+    Example: segkern train enet --data camvid:DIR --output runs/enet --max-time 50m
+    """
+    from segkern.engine.errors import EngineError
+    from segkern.engine.settings import parse_duration, parse_size
+    from segkern.engine.train import fit
+
+    if model is None and output is None:
+        raise EngineError("train: name the network to train (see `segkern models`)")
+    result = fit(
+        model,
+        output or Path("runs") / str(model),
+        resume=resume,
+        overwrite=overwrite,
+        show=typer.echo,
+        data=data,
+        epochs=epochs,
+        max_steps=max_steps,
+        max_time=None if max_time is None else parse_duration(max_time),
+        seed=seed,
+        size=None if size is None else parse_size(size),
+        limit_train=limit_train,
+        limit_val=limit_val,
+        absent=absent,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        step_size=step_size,
+        gamma=gamma,
+        power=power,
+        class_weights=class_weights,
+        loss_reduction=loss_reduction,
+        input=input_mode,
+        bias_lr_mult=bias_lr_mult,
+        bias_decay_mult=bias_decay_mult,
+        norm_decay=norm_decay,
+        crop=crop if crop in (None, "none") else parse_size(crop),
+        flip=flip,
+        scale=scale if scale in (None, "none") else _range(scale),
+        weights=weights,
+        weights_backbone=weights_backbone,
+        model_options=_options(option),
+        device=device,
+        devices=devices,
+        nodes=nodes,
+        precision=precision,
+        workers=workers,
+        cache=cache,
+        channels_last=channels_last,
+        compile=compile_network,
+        deterministic=deterministic,
+        progress=progress,
+    )
+    if result.reason == "complete":
+        typer.echo(f"nothing to do: the run has all its {result.epochs} epochs ({result.steps} steps)")
+    typer.echo(f"run: {result.run}")
+
+
+def _range(text: str) -> tuple[float, float]:
+    from segkern.engine.errors import EngineError
+
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise EngineError(f"train: scale must be LOW,HIGH, like 0.5,2, got {text!r}") from error
+    return low, high
+
+
+def _options(pairs: list[str] | None) -> dict[str, Any] | None:
+    from segkern.engine.errors import EngineError
+
+    if not pairs:
+        return None
+    options = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise EngineError(f"train: option must be KEY=VALUE, got {pair!r}")
+        try:
+            options[key] = json.loads(text)
+        except ValueError:  # a plain word
+            options[key] = text
+    return options

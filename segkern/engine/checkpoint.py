@@ -1,0 +1,91 @@
+"""Checkpoints: written whole or not at all, and found again."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from torch import nn
+
+from segkern import __version__
+from segkern.engine.files import write_atomic
+
+LAST = "last.ckpt"
+BEST = "best.safetensors"
+CONFIG = "config.json"
+METRICS = "metrics.csv"
+LOG = "log.txt"
+TENSORBOARD = "tensorboard"
+RUN_FILES = (CONFIG, METRICS, LAST, BEST, LOG)
+
+# Of the training data, where the data set is a published one.
+LICENCES = {
+    "synthetic": "none: drawn by the program",
+    "camvid": "CC BY-NC 4.0 (CamVid, University of Cambridge, as prepared for the SegNet tutorial)",
+}
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary file, forces it to disk and swaps it in, so the previous one is never lost."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        # Through memory: the zip writer of torch turns a full disk into an error without its number.
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomic(Path(path), buffer.getbuffer())
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The contents of RUN/config.json."""
+    return json.loads((run / CONFIG).read_text(encoding="utf-8"))
+
+
+def build_card(network: nn.Module, settings: Any, dataset: Any, measured: dict[str, Any]) -> dict[str, Any]:
+    """What a weights file says of itself: how to rebuild and feed the network, and how good it is at what.
+
+    `measured` holds the validation figures (miou, iou, ...) with epoch and step.
+    """
+    height_width = settings.size or getattr(dataset, "size", None)
+    return {
+        "format": 1,
+        "segkern": __version__,
+        "config": network.config,
+        "input": settings.recipe["input"],
+        "class_names": list(dataset.class_names),
+        "palette": np.asarray(dataset.palette).tolist(),
+        "ignore_index": dataset.ignore_index,
+        "data": _data_name(settings.data),
+        "licence": LICENCES.get(settings.data.partition(":")[0], "that of the training data"),
+        "protocol": {
+            "split": "val",
+            "images": measured["images"],
+            "pixels": measured["pixels"],
+            "size": list(height_width) if height_width else None,
+            "ignore_label": dataset.ignore_index,
+            "absent_classes": settings.absent,
+        },
+        "miou": measured["miou"],
+        "iou": measured["iou"],
+        "pixel_accuracy": measured["pixel_accuracy"],
+        "mean_accuracy": measured["mean_accuracy"],
+        "fw_iou": measured["fw_iou"],
+        "epoch": measured["epoch"],
+        "step": measured["step"],
+        "seed": settings.seed,
+        "recipe": settings.recipe,
+    }
+
+
+def _data_name(spec: str) -> str:
+    """The data set without the place it lies at: "camvid", "synthetic:48x64", "folder:leaves"."""
+    kind, _, place = spec.partition(":")
+    if kind == "folder":
+        return f"folder:{Path(place).resolve().name}"
+    return spec if kind == "synthetic" else kind

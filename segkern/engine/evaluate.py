@@ -1,0 +1,186 @@
+"""Measuring a trained network on a data set."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segkern import __version__
+from segkern.data import SegmentationDataset, open_dataset
+from segkern.engine.drawing import colour_map, legend, panel
+from segkern.engine.errors import EngineError
+from segkern.engine.files import write_json
+from segkern.engine.loader import validation_loader
+from segkern.engine.loading import Trained, load_trained
+from segkern.metrics import SegmentationMetrics
+
+RESULT = "metrics.json"
+PICTURES = "pictures"
+LEGEND = "legend.png"
+
+
+def evaluate(
+    checkpoint: str | Path,
+    data: str | None = None,
+    *,
+    split: str = "val",
+    size: tuple[int, int] | None = None,
+    device: str = "auto",
+    batch_size: int = 4,
+    workers: int = 0,
+    limit: int | None = None,
+    absent: str = "skip",
+    boundary: bool = True,
+    tta: bool = False,
+    pictures: int = 6,
+    output: str | Path | None = None,
+    step: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure a checkpoint on a split of a data set, with one confusion matrix over all its pixels.
+
+    checkpoint: see `load_trained`. data: default is the data of the run the checkpoint came from. size:
+    (H, W) every image is brought to; default is that of the run. absent: what a class without a pixel in
+    truth and prediction counts in the means ("skip", "zero", "one"). output: folder for metrics.json, a
+    legend and `pictures` panels (photo, truth, prediction) spread evenly over the set; None writes nothing.
+    step: called with (images done, images in all).
+
+    Returns what metrics.json holds: miou, per_class, pixel_accuracy, mean_accuracy, fw_iou, boundary_f1
+    and how they were measured. A figure that is not defined is None. Deterministic on the CPU.
+    """
+    trained = load_trained(checkpoint, device)
+    spec, size = _data_of(trained, data, size)
+    dataset = open_dataset(spec, split, seed=trained.settings.get("seed", 0), size=size, length=limit)
+    _check_classes(trained, dataset)
+    metrics = SegmentationMetrics(
+        dataset.num_classes, ignore_index=dataset.ignore_index, absent=absent, boundary=boundary
+    )
+    chosen = {i * len(dataset) // pictures for i in range(min(pictures, len(dataset)))} if pictures else set()
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        _clear_pictures(folder / PICTURES)
+        legend(dataset.class_names, dataset.palette).save(folder / LEGEND)
+    started, done = time.monotonic(), 0
+    names: list[str] = []
+    for batch in validation_loader(dataset, batch_size=batch_size, workers=workers):
+        for images, target in batch:
+            labels = trained.predict(images, tta=tta)
+            metrics.update(labels, target)
+        # Samples of mixed sizes come in another order within a batch; those are drawn from the data set.
+        count = sum(len(target) for _, target in batch)
+        if folder is not None:
+            for index in range(done, done + count):
+                if index in chosen:
+                    names.append(_draw(trained, dataset, index, folder / PICTURES, tta))
+        done += count
+        if step is not None:
+            step(done, len(dataset))
+    result = _result(trained, dataset, metrics.compute(), spec, split, size, absent, tta)
+    result["seconds"] = round(time.monotonic() - started, 3)
+    result["confusion"] = metrics.confusion.tolist()
+    result["pictures"] = names
+    if folder is not None:
+        write_json(folder / RESULT, result)
+    return result
+
+
+def _data_of(
+    trained: Trained, data: str | None, size: tuple[int, int] | None
+) -> tuple[str, tuple[int, int] | None]:
+    own = trained.settings.get("data")
+    spec = data or own
+    if spec is None:
+        spec = "synthetic" if str(trained.card.get("data", "")).startswith("synthetic") else None
+    if spec is None:
+        raise EngineError(
+            f"evaluate: {trained.source} was trained on {trained.card.get('data', 'unknown data')}; "
+            "say where that lies with --data"
+        )
+    if size is None and not spec.startswith("synthetic:"):
+        stored = trained.settings.get("size") or trained.card.get("protocol", {}).get("size")
+        size = tuple(stored) if stored else None
+    return spec, size
+
+
+def _check_classes(trained: Trained, dataset: SegmentationDataset) -> None:
+    if len(trained.class_names) != dataset.num_classes:
+        raise EngineError(
+            f"evaluate: {trained.source} knows {len(trained.class_names)} classes "
+            f"({', '.join(trained.class_names)}), the data set has {dataset.num_classes} "
+            f"({', '.join(dataset.class_names)})"
+        )
+
+
+def _result(
+    trained: Trained,
+    dataset: SegmentationDataset,
+    measured: dict[str, Any],
+    spec: str,
+    split: str,
+    size: tuple[int, int] | None,
+    absent: str,
+    tta: bool,
+) -> dict[str, Any]:
+    total = measured["pixels"]
+    per_class = [
+        {"name": name, "iou": iou, "accuracy": accuracy}
+        for name, iou, accuracy in zip(
+            dataset.class_names, measured["iou"], measured["class_accuracy"], strict=True
+        )
+    ]
+    figures = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "boundary_f1")
+    return {
+        **{name: _number(measured[name]) for name in figures if name in measured},
+        "per_class": per_class,
+        "checkpoint": trained.source,
+        "model": trained.card["config"]["name"],
+        "data": spec,
+        "split": split,
+        "images": measured["images"],
+        "pixels": total,
+        "size": list(size) if size else None,
+        "ignore_label": dataset.ignore_index,
+        "absent_classes": absent,
+        "absent_rule": ABSENT_TEXT[absent],
+        "boundary_tolerance": "0.75 % of the image diagonal",
+        "tta": tta,
+        "device": str(trained.device),
+        "segkern": __version__,
+        "torch": torch.__version__,
+    }
+
+
+ABSENT_TEXT = {
+    "skip": "classes without a pixel in truth and prediction are left out of the means",
+    "zero": "classes without a pixel in truth and prediction count as 0 in the means",
+    "one": "classes without a pixel in truth and prediction count as 1 in the means",
+}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _clear_pictures(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+
+
+def _draw(trained: Trained, dataset: SegmentationDataset, index: int, folder: Path, tta: bool) -> str:
+    image, target = dataset[index]
+    labels = trained.predict(image[None], tta=tta)[0].numpy()
+    name = f"{index:05d}_{dataset.sample_name(index)}.png"
+    sheet = panel(
+        [
+            ("photo", image.permute(1, 2, 0).numpy()),
+            ("truth", colour_map(target.numpy(), dataset.palette)),
+            ("prediction", colour_map(labels, dataset.palette)),
+        ]
+    )
+    sheet.save(folder / name)
+    return name

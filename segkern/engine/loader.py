@@ -1,0 +1,100 @@
+"""Loaders whose order depends on the seed, the epoch and the position alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader
+
+from segkern.data import EpochSampler, collate
+from segkern.engine.errors import EngineError
+from segkern.engine.state import RunState
+
+Sample = tuple[torch.Tensor, torch.Tensor]
+
+
+def collate_by_size(samples: list[Sample]) -> list[Sample]:
+    """Batches of equal size, so that a set of mixed sizes can be evaluated without padding."""
+    groups: dict[tuple[int, ...], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(tuple(sample[1].shape), []).append(sample)
+    return [collate(group) for group in groups.values()]
+
+
+class TrainLoader:
+    """Training batches from where `state` stands to the end of the epoch.
+
+    `len()` and iteration follow `state`, and iteration starts the loading only when the first batch is asked
+    for, so that making an iterator twice costs nothing. Worker processes live as long as the loader.
+    Samples left over at the end of an epoch, fewer than a batch, are not used in that epoch.
+
+    batch_size: samples of an optimiser step over all `world` processes.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        batch_size: int,
+        seed: int,
+        state: RunState,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        if batch_size % world:
+            raise EngineError(
+                f"train: batch_size must be a multiple of the {world} processes, got {batch_size}"
+            )
+        if len(dataset) < batch_size:
+            raise EngineError(
+                f"train: batch_size must be at most the number of training samples, {len(dataset)}, "
+                f"got {batch_size}; give --batch-size"
+            )
+        self.dataset = dataset
+        self.state = state
+        self.steps_per_epoch = len(dataset) // batch_size
+        self._own = batch_size // world
+        self._sampler = EpochSampler(len(dataset), seed, rank, world, uneven="drop")
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=BatchSampler(self._sampler, self._own, drop_last=True),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch - self.state.batch
+
+    def __iter__(self) -> Iterator[Sample]:
+        self.dataset.set_epoch(self.state.epoch)
+        self._sampler.set_epoch(self.state.epoch, start=self.state.batch * self._own)
+        yield from self._loader
+
+
+def validation_loader(
+    dataset: Any,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[list[Sample]]:
+    """Each sample once over all processes: process `rank` takes every `world`-th."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(len(dataset), 0, rank, world, shuffle=False, uneven="keep"),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=collate_by_size,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,0 +1,128 @@
+"""Trained networks found again: a run folder, a weights file, or built-in weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segkern.engine.checkpoint import BEST, CONFIG
+from segkern.engine.errors import EngineError
+from segkern.engine.module import predict_labels
+from segkern.models import WeightsError, create_model, get_weights, list_models, read_card
+from segkern.models._preprocess import preprocess
+
+
+@dataclass
+class Trained:
+    """A network in eval mode on its device, with the card of its weights.
+
+    run: the run folder it came from, or None. settings: the run's settings, {} without a run.
+    """
+
+    network: nn.Module
+    card: dict[str, Any]
+    source: str
+    device: torch.device
+    run: Path | None
+    settings: dict[str, Any]
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.card["class_names"])
+
+    @property
+    def palette(self) -> np.ndarray:
+        return np.asarray(self.card["palette"], dtype=np.uint8)
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor, *, tta: bool = False) -> Tensor:
+        """Classes (N, H, W) int64 on the CPU of images (N, 3, H, W) uint8 RGB.
+
+        tta: average the probabilities of the images and of their mirror images.
+        """
+        inputs = preprocess(images.to(self.device), self.card["input"])
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        scores = self.network(inputs)["out"]
+        if tta:
+            mirrored = self.network(inputs.flip(-1))["out"].flip(-1)
+            scores = scores.softmax(1) + mirrored.softmax(1)
+        return predict_labels(scores, images.shape[-2:]).cpu()
+
+
+def pick_device(device: str) -> torch.device:
+    """The torch device of "auto", "cpu", "cuda" or "cuda:N"; EngineError where there is none such."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise EngineError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise EngineError(f"device {device} is not available: torch sees {torch.cuda.device_count()} GPUs")
+    if chosen.type not in ("cpu", "cuda"):
+        raise EngineError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+    return chosen
+
+
+def load_trained(source: str | Path, device: str = "auto") -> Trained:
+    """Load a network for use.
+
+    source: a run folder (its best.safetensors), a .safetensors file with a card, or NAME:TAG for built-in
+    weights. Raises EngineError where there is nothing to load, WeightsError for weights that do not fit.
+    """
+    chosen = pick_device(device)
+    path = Path(source)
+    run, settings = None, {}
+    if path.is_dir():
+        run = path
+        path = run / BEST
+        if not path.is_file():
+            raise EngineError(
+                f"{run} holds no {BEST}: "
+                + (
+                    "the run has not finished an epoch yet"
+                    if (run / CONFIG).is_file()
+                    else "it is not the folder of a run"
+                )
+            )
+        if (run / CONFIG).is_file():
+            settings = json.loads((run / CONFIG).read_text(encoding="utf-8"))["settings"]
+    elif not path.is_file():
+        path = _builtin(str(source))
+    card = read_card(path)
+    missing = [key for key in ("config", "input", "class_names", "palette") if key not in card]
+    if missing:
+        raise EngineError(
+            f"{path} has no card saying how to use it (missing: {', '.join(missing)}); "
+            "weights that `segkern train` writes have one"
+        )
+    config = dict(card["config"])
+    try:
+        network = create_model(config.pop("name"), **config, weights=path)
+    except (ValueError, TypeError) as error:
+        raise EngineError(f"{path}: {error}") from error
+    network = network.eval().to(chosen, memory_format=torch.channels_last)
+    return Trained(network, card, str(source), chosen, run, settings)
+
+
+def _builtin(source: str) -> Path:
+    name, colon, tag = source.partition(":")
+    if not colon or name not in list_models():
+        raise EngineError(
+            f"no such checkpoint: {source}; wanted is a run folder, a .safetensors file or NAME:TAG for "
+            "built-in weights"
+        )
+    tags = get_weights(name)
+    if tag not in tags:
+        known = ", ".join(tags) or "none"
+        raise EngineError(f"{name} has no built-in weights {tag!r}; there are: {known}")
+    return Path(tags[tag])
+
+
+__all__ = ["Trained", "WeightsError", "load_trained", "pick_device"]

@@ -1,0 +1,147 @@
+"""A network and its recipe as a LightningModule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segkern.engine.optim import LRFactor, build_optimizer
+from segkern.engine.state import RunState
+from segkern.losses import segmentation_loss
+from segkern.metrics import SegmentationMetrics
+from segkern.models._preprocess import preprocess
+
+
+class SegmentationModule(lightning.LightningModule):
+    """Trains `network` as `recipe` says and measures it on a validation set.
+
+    A training batch is (images (N, 3, H, W) uint8 RGB, labels (N, H, W) int64 with 255 for ignore); a
+    validation batch is a list of such pairs, one per image size. Scaling to the network's input is done on
+    the device. Validation counts every pixel of every process in one confusion matrix.
+
+    channels_last: run the network in torch.channels_last; the numbers agree up to rounding.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Any,
+        *,
+        num_classes: int,
+        total_steps: int,
+        class_weights: Tensor | None = None,
+        ignore_index: int = 255,
+        absent: str = "skip",
+        channels_last: bool = False,
+        state: RunState | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.recipe = recipe
+        self.num_classes = num_classes
+        self.total_steps = total_steps
+        self.ignore_index = ignore_index
+        self.absent = absent
+        self.channels_last = channels_last
+        self.state = state or RunState()
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.val_metrics: dict[str, Any] | None = None
+        self._metrics: Any = None
+        self._val_loss = torch.zeros(2, dtype=torch.float64)
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes, H', W') of images (N, 3, H, W), uint8 or 0..255."""
+        inputs = preprocess(images, self.recipe.input)
+        if self.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return self.network(inputs)["out"]
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of logits against labels; labels are sampled down (nearest) to a smaller output."""
+        return segmentation_loss(
+            logits.float(),
+            labels_at(target, logits.shape[-2:]),
+            weight=self.class_weights,
+            ignore_index=self.ignore_index,
+            reduction=self.recipe.loss_reduction,
+        )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, target = batch
+        return self.loss(self(images), target)
+
+    def on_validation_epoch_start(self) -> None:
+        # Where several processes trained, each has normalised with the statistics of its own images.
+        average_buffers(self.network)
+        self._metrics = SegmentationMetrics(
+            self.num_classes, ignore_index=self.ignore_index, absent=self.absent
+        )
+        self._val_loss = torch.zeros(2, dtype=torch.float64)
+
+    def validation_step(self, batch: list[tuple[Tensor, Tensor]], batch_idx: int) -> None:
+        for images, target in batch:
+            logits = self(images)
+            loss = self.loss(logits, target)
+            self._val_loss += torch.tensor([float(loss) * len(images), len(images)], dtype=torch.float64)
+            self._metrics.update(predict_labels(logits, target.shape[-2:]), target)
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self._val_loss
+        if distributed():
+            loss = loss.to(self.device)
+            torch.distributed.all_reduce(loss)
+            self._metrics.all_reduce()
+        result = self._metrics.compute()
+        result["loss"] = float(loss[0] / loss[1]) if float(loss[1]) else float("nan")
+        self.val_metrics = result
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = build_optimizer(self.network, self.recipe)
+        factor = LRFactor(self.recipe, self.total_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["segkern"] = self.state.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.state.load_state_dict(checkpoint["segkern"], rank=self.global_rank)
+
+
+def labels_at(target: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Labels (N, H, W) int64 at another size, nearest neighbour (the paper's rule for 1/8 resolution)."""
+    if tuple(target.shape[-2:]) == tuple(size):
+        return target
+    # float32 holds every label below 2^24 exactly.
+    small = F.interpolate(target[:, None].float(), size=tuple(size), mode="nearest")
+    return small[:, 0].to(target.dtype)
+
+
+def predict_labels(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Class (N, H, W) int64 with the largest logit, at `size`; smaller logits are enlarged bilinearly."""
+    if tuple(logits.shape[-2:]) != tuple(size):
+        logits = F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
+    return logits.argmax(dim=1)
+
+
+def distributed() -> bool:
+    """True inside a run of several processes."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+@torch.no_grad()
+def average_buffers(network: nn.Module) -> None:
+    """Give every process the mean of all processes' floating-point buffers (running mean, variance)."""
+    if not distributed():
+        return
+    world = torch.distributed.get_world_size()
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            torch.distributed.all_reduce(buffer)
+            buffer /= world

@@ -1,0 +1,109 @@
+"""Optimiser, parameter groups and learning-rate schedule of a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from segkern.engine.errors import EngineError
+
+
+def parameter_groups(
+    network: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    bias_lr_mult: float = 1.0,
+    bias_decay_mult: float = 1.0,
+    norm_decay: bool = True,
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters of `network` into at most three groups.
+
+    * weights of convolutions and linear layers: `lr`, `weight_decay`;
+    * their biases: `lr * bias_lr_mult`, `weight_decay * bias_decay_mult` (Caffe's lr_mult and decay_mult);
+    * everything else with at most one dimension (scale and shift of normalisation layers, PReLU slopes):
+      `lr`, and `weight_decay` only where `norm_decay` is true.
+
+    Groups have the key `name`; empty groups are left out. A parameter shared by two layers is listed once.
+    """
+    norms, biases, weights = [], [], []
+    seen: set[int] = set()
+    for module in network.modules():
+        own = list(module.named_parameters(recurse=False))
+        has_weight_matrix = any(name == "weight" and p.ndim > 1 for name, p in own)
+        for name, parameter in own:
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            if parameter.ndim > 1:
+                weights.append(parameter)
+            elif name == "bias" and has_weight_matrix:
+                biases.append(parameter)
+            else:
+                norms.append(parameter)
+    groups = [
+        {"name": "weight", "params": weights, "lr": lr, "weight_decay": weight_decay},
+        {
+            "name": "bias",
+            "params": biases,
+            "lr": lr * bias_lr_mult,
+            "weight_decay": weight_decay * bias_decay_mult,
+        },
+        {
+            "name": "norm",
+            "params": norms,
+            "lr": lr,
+            "weight_decay": weight_decay if norm_decay else 0.0,
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(network: nn.Module, recipe: Any) -> torch.optim.Optimizer:
+    """Optimiser of `recipe` over `network`. "adam" is Adam with L2 added to the gradient, as in the papers."""
+    groups = parameter_groups(
+        network,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        bias_lr_mult=recipe.bias_lr_mult,
+        bias_decay_mult=recipe.bias_decay_mult,
+        norm_decay=recipe.norm_decay,
+    )
+    if not groups:
+        raise EngineError("train: the network has no trainable parameters")
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=recipe.lr)
+    raise EngineError(f"train: optimizer must be 'sgd' or 'adam', got {recipe.optimizer!r}")
+
+
+class LRFactor:
+    """Factor on the learning rate at iteration `step` (0 for the first): a function of the step alone.
+
+    constant: 1; step: gamma ** (step // step_size); poly: (1 - step / total_steps) ** power.
+    """
+
+    def __init__(self, recipe: Any, total_steps: int) -> None:
+        if recipe.schedule not in ("constant", "step", "poly"):
+            raise EngineError(
+                f"train: schedule must be 'constant', 'step' or 'poly', got {recipe.schedule!r}"
+            )
+        if recipe.schedule == "step" and recipe.step_size < 1:
+            raise EngineError(
+                f"train: step_size must be at least 1 iteration with schedule 'step', got {recipe.step_size}"
+            )
+        self.schedule = recipe.schedule
+        self.gamma = recipe.gamma
+        self.power = recipe.power
+        self.step_size = recipe.step_size
+        self.total_steps = max(1, total_steps)
+
+    def __call__(self, step: int) -> float:
+        if self.schedule == "step":
+            return float(self.gamma ** (step // self.step_size))
+        if self.schedule == "poly":
+            return float(max(0.0, 1.0 - step / self.total_steps) ** self.power)
+        return 1.0

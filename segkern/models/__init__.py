@@ -1,0 +1,42 @@
+"""Every network of segkern by name, with its paper's recipe and its weights."""
+
+from segkern.models._preprocess import preprocess
+from segkern.models._recipe import Recipe
+from segkern.models._registry import (
+    ModelEntry,
+    create_model,
+    get_entry,
+    list_models,
+    register_model,
+)
+from segkern.models._weights import (
+    LoadReport,
+    WeightsError,
+    get_weights,
+    load_weights,
+    read_card,
+    save_weights,
+)
+
+# Importing a network's file registers it.
+from segkern.models import deconvnet, enet, segnet, segnet_basic  # isort: skip
+
+__all__ = [
+    "LoadReport",
+    "ModelEntry",
+    "Recipe",
+    "WeightsError",
+    "create_model",
+    "deconvnet",
+    "enet",
+    "get_entry",
+    "get_weights",
+    "list_models",
+    "load_weights",
+    "preprocess",
+    "read_card",
+    "register_model",
+    "save_weights",
+    "segnet",
+    "segnet_basic",
+]

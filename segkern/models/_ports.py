@@ -1,0 +1,244 @@
+"""State dicts of public ports: recognised by their keys, mapped to ours or refused with the reason.
+
+Only names, shapes and constants are known here; nothing of a port's code is. A port is mapped where
+its network computes what ours does at evaluation; a difference in the eps of batch norm is taken
+into the running variances, so that the sums under the root are the port's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+# Of torch's batch norm, which ports leave at its default.
+TORCH_NORM_EPS = 1e-5
+CAFFE_NORM_EPS = 1e-9
+
+# Convolutions of each stage of VGG16.
+VGG16_DEPTHS = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}
+
+
+@dataclass(frozen=True)
+class Port:
+    """A public implementation whose files users hold.
+
+    Attributes:
+        source: Repository, and what of it.
+        marks: Keys that every state dict of the port has and together no other network's.
+        convert: From its state dict to ours; ``None`` where the networks differ.
+        options: Options of our network under which it is the port's.
+        differs: What differs, where ``convert`` is ``None``.
+    """
+
+    source: str
+    marks: tuple[str, ...]
+    convert: Callable[[StateDict], StateDict] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    differs: str = ""
+
+
+def find_port(network: str, state_dict: StateDict) -> Port | None:
+    """The port of ``network`` that ``state_dict`` comes from, or None."""
+    for port in _PORTS.get(network, ()):
+        if all(mark in state_dict for mark in port.marks):
+            return port
+    return None
+
+
+def _rename(state_dict: StateDict, pairs: list[tuple[str, str]]) -> StateDict:
+    """Move everything under each port's prefix to ours; names without a pair stay and so show up.
+
+    Args:
+        state_dict: The port's.
+        pairs: ``(port's prefix, our prefix)`` of single layers.
+    """
+    ours = dict(pairs)
+    renamed = {}
+    for key, value in state_dict.items():
+        prefix, _, parameter = key.rpartition(".")
+        renamed[f"{ours[prefix]}.{parameter}" if prefix in ours else key] = value
+    return renamed
+
+
+def _change_eps(state_dict: StateDict, theirs: float, ours: float) -> StateDict:
+    """Running variances under which batch norm with our eps divides as with theirs."""
+    return {
+        key: value + (theirs - ours) if key.endswith(".running_var") else value
+        for key, value in state_dict.items()
+    }
+
+
+def _segnet_pairs(
+    conv: Callable[[int, int], str],
+    norm: Callable[[int, int], str],
+    conv_up: Callable[[int, int], str],
+    norm_up: Callable[[int, int], str],
+) -> list[tuple[str, str]]:
+    """Pairs for ports that number encoder and decoder layers by VGG16's (stage, convolution).
+
+    Their decoder counts down: stage 5 runs 5_3, 5_2, 5_1; ours counts up. Decoder 1_1 is the
+    classifier.
+    """
+    pairs = []
+    for stage, depth in VGG16_DEPTHS.items():
+        for i in range(1, depth + 1):
+            pairs.append((conv(stage, i), f"encoder.stage{stage}.{i}.conv"))
+            pairs.append((norm(stage, i), f"encoder.stage{stage}.{i}.norm"))
+            if (stage, i) != (1, 1):
+                own = f"decoder.stage{stage}.{depth + 1 - i}"
+                pairs.append((conv_up(stage, i), f"{own}.conv"))
+                pairs.append((norm_up(stage, i), f"{own}.norm"))
+    return [*pairs, (conv_up(1, 1), "classifier")]
+
+
+def _segnet_onera(state_dict: StateDict) -> StateDict:
+    pairs = _segnet_pairs(
+        lambda s, i: f"conv{s}{i}",
+        lambda s, i: f"bn{s}{i}",
+        lambda s, i: f"conv{s}{i}d",
+        lambda s, i: f"bn{s}{i}d",
+    )
+    return _change_eps(_rename(state_dict, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
+
+
+def _segnet_vinceecws(state_dict: StateDict) -> StateDict:
+    pairs = _segnet_pairs(
+        lambda s, i: f"ConvEn{s}{i}",
+        lambda s, i: f"BNEn{s}{i}",
+        lambda s, i: f"ConvDe{s}{i}",
+        lambda s, i: f"BNDe{s}{i}",
+    )
+    # The port makes a batch norm for its last convolution and does not call it.
+    used = {key: value for key, value in state_dict.items() if not key.startswith("BNDe11.")}
+    return _change_eps(_rename(used, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
+
+
+def _deconvnet_jasonlee(state_dict: StateDict) -> StateDict:
+    pairs = [
+        ("conv67.0", "fc6.conv"),
+        ("conv67.1", "fc6.norm"),
+        ("conv67.3", "fc7.conv"),
+        ("conv67.4", "fc7.norm"),
+        ("deconv67.0", "fc6_deconv.conv"),
+        ("deconv67.1", "fc6_deconv.norm"),
+        ("deconv1.6", "score"),
+    ]
+    for stage, depth in VGG16_DEPTHS.items():
+        for i in range(depth):
+            for theirs, own in (("conv", "encoder.stage"), ("deconv", "decoder.stage")):
+                pairs.append((f"{theirs}{stage}.{3 * i}", f"{own}{stage}.{i + 1}.conv"))
+                pairs.append((f"{theirs}{stage}.{3 * i + 1}", f"{own}{stage}.{i + 1}.norm"))
+    renamed = _change_eps(_rename(state_dict, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
+    if "score.weight" in renamed:
+        # A transposed 1x1 convolution holds (in, out, 1, 1).
+        renamed["score.weight"] = renamed["score.weight"].transpose(0, 1)
+    return renamed
+
+
+def _enet_berman(state_dict: StateDict) -> StateDict:
+    pairs = [
+        ("0.0", "encoder.initial.conv"),
+        ("2", "encoder.initial.norm"),
+        ("3", "encoder.initial.act"),
+        ("31", "decoder.fullconv"),
+    ]
+    # Torch7 counts the blocks of the whole network in one row, from 4 on.
+    blocks = ["encoder.down1", *(f"encoder.section1.{i}" for i in range(1, 5)), "encoder.down2"]
+    blocks += [f"encoder.section{section}.{i}" for section in (2, 3) for i in range(1, 9)]
+    blocks += ["decoder.up4", "decoder.section4.1", "decoder.section4.2"]
+    blocks += ["decoder.up5", "decoder.section5.1"]
+    for number, own in enumerate(blocks, start=4):
+        branch = f"{number}.0.0"
+        layers = ["reduce", "norm1", "act1", "conv", "norm2", "act2", "expand", "norm3"]
+        if f"{branch}.8.weight" in state_dict:
+            layers[3:4] = ["conv.0", "conv.1"]
+        pairs += [(f"{branch}.{i}", f"{own}.{layer}") for i, layer in enumerate(layers)]
+        pairs += [(f"{number}.2", f"{own}.act")]
+        pairs += [(f"{number}.0.1.1", f"{own}.project"), (f"{number}.0.1.2", f"{own}.norm_project")]
+    return _rename(state_dict, pairs)
+
+
+_PORTS: dict[str, tuple[Port, ...]] = {
+    "segnet": (
+        Port(
+            source="delta-onera/segnet_pytorch",
+            marks=("conv11.weight", "bn53.running_mean", "conv53d.weight", "conv11d.weight"),
+            convert=_segnet_onera,
+        ),
+        Port(
+            source="vinceecws/SegNet_PyTorch",
+            marks=("ConvEn11.weight", "BNEn53.running_mean", "ConvDe11.weight"),
+            convert=_segnet_vinceecws,
+        ),
+        Port(
+            source="meetps/pytorch-semseg, segnet",
+            marks=("down1.conv1.cbr_unit.0.weight", "up1.conv2.cbr_unit.0.weight"),
+            differs=(
+                "its last convolution up1.conv2 is followed by batch norm and ReLU "
+                "(up1.conv2.cbr_unit.1 and .2), where SegNet has a bare classifier; no weights of "
+                "ours give such scores"
+            ),
+        ),
+        Port(
+            source="zijundeng/pytorch-semantic-segmentation, SegNet",
+            marks=("enc1.0.weight", "dec5.0.weight", "dec4.decode.0.weight"),
+            differs=(
+                "its encoder enc1 to enc5 is VGG19, it upsamples by learnt transposed convolutions "
+                "(dec5.0, dec4.decode.0 to dec1.decode.0) instead of pooling indices, and "
+                "concatenates encoder features to dec4 to dec1"
+            ),
+        ),
+        Port(
+            source="torchvision, VGG16",
+            marks=("features.0.weight", "features.28.weight", "classifier.6.weight"),
+            differs="a classifier, of which weights_backbone= takes the features as the encoder",
+        ),
+    ),
+    "deconvnet": (
+        Port(
+            source="Jasonlee1995/DeconvNet",
+            marks=("conv1.0.weight", "conv67.0.weight", "deconv67.0.weight", "deconv1.6.weight"),
+            convert=_deconvnet_jasonlee,
+        ),
+        Port(
+            source="torchvision, VGG16",
+            marks=("features.0.weight", "features.28.weight", "classifier.6.weight"),
+            differs="a classifier, of which weights_backbone= takes the encoder, fc6 and fc7",
+        ),
+    ),
+    "enet": (
+        Port(
+            source="bermanmaxim/Enet-PyTorch, the authors' Cityscapes model out of Torch7",
+            marks=("0.0.weight", "3.weight", "4.0.0.0.weight", "26.0.1.1.weight", "31.weight"),
+            convert=_enet_berman,
+            options={"decoder_prelu": True},
+        ),
+        Port(
+            source="davidtvs/PyTorch-ENet",
+            marks=("initial_block.main_branch.weight", "regular1_1.ext_conv1.0.weight"),
+            differs=(
+                "its down- and upsampling blocks (downsample1_0, downsample2_0, upsample4_0, "
+                "upsample5_0) work at a quarter of their input channels instead of their output's; "
+                "initial_block pools 3x3 with padding; every block has an extra activation after "
+                "its expansion (ext_conv3; ext_conv2 in upsampling); asymmetric blocks have batch "
+                "norm and activation between their two convolutions; PReLU has one slope for all "
+                "channels; ext_tconv1 is 2x2 without bias; transposed_conv is 3x3 without bias"
+            ),
+        ),
+        Port(
+            source="iArunava/ENet-Real-Time-Semantic-Segmentation",
+            marks=("init.conv.weight", "b10.conv1.weight", "b10.bnorm1.weight"),
+            differs=(
+                "b10 and b20 have their stride on the 3x3 convolution instead of a 2x2 projection "
+                "and work at a quarter of their input channels; PReLU has one slope for all "
+                "channels and is shared within a block; batch norm in init covers the 13 convolved "
+                "channels only"
+            ),
+        ),
+    ),
+}

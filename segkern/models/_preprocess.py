@@ -1,0 +1,60 @@
+"""From 8-bit images to what a network expects."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segkern.models._recipe import INPUT_MODES
+
+# Blue, green, red; the mean that Caffe's networks subtract (ILSVRC, 0..255).
+CAFFE_MEAN_BGR = (104.00699, 116.66877, 122.67892)
+# Red, green, blue; torchvision's constants for images in 0..1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def preprocess(images: Tensor, mode: str) -> Tensor:
+    """Scale RGB images the way a network was trained on them.
+
+    Args:
+        images: ``(N, 3, H, W)`` or ``(3, H, W)``, RGB in 0..255, uint8 or floating.
+        mode: ``"unit"``: RGB / 255. ``"caffe"``: BGR minus (104.00699, 116.66877, 122.67892).
+            ``"bgr"``: BGR as it is. ``"imagenet"``: RGB / 255, minus the ImageNet mean, over its
+            standard deviation.
+
+    Returns:
+        A new tensor of the same shape and memory format: float32 for uint8 input, else the
+        input's dtype.
+
+    Raises:
+        ValueError: If ``mode`` is unknown or there are not 3 channels.
+        TypeError: If ``images`` is neither uint8 nor floating.
+
+    Example:
+        >>> import torch
+        >>> preprocess(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), "unit").flatten()
+        tensor([1., 1., 1.])
+    """
+    if mode not in INPUT_MODES:
+        raise ValueError(f"preprocess: mode must be one of {', '.join(INPUT_MODES)}, got {mode!r}")
+    if images.dim() not in (3, 4) or images.shape[-3] != 3:
+        raise ValueError(
+            f"preprocess: images must be (N, 3, H, W) or (3, H, W), got {tuple(images.shape)}"
+        )
+    if images.dtype == torch.uint8:
+        images = images.float()
+    elif not images.is_floating_point():
+        raise TypeError(f"preprocess: images must be uint8 or floating, got {images.dtype}")
+
+    if mode == "unit":
+        return images / 255
+    if mode == "imagenet":
+        scale = 255 * _channels(IMAGENET_STD, images)
+        return (images - 255 * _channels(IMAGENET_MEAN, images)) / scale
+    flipped = images.flip(-3)
+    return flipped if mode == "bgr" else flipped - _channels(CAFFE_MEAN_BGR, images)
+
+
+def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)

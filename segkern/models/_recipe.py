@@ -1,0 +1,87 @@
+"""The training recipe that a network's paper or released code gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+INPUT_MODES = ("unit", "caffe", "bgr", "imagenet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network was trained, number by number; a default of ``segkern train`` each.
+
+    ``dataclasses.replace(recipe, lr=0.01)`` makes a variant. Sizes are ``(height, width)``.
+
+    Attributes:
+        optimizer: ``"sgd"`` or ``"adam"``.
+        lr: Learning rate at the start.
+        momentum: Momentum of SGD.
+        weight_decay: Factor of L2 regularisation, added to the gradient.
+        schedule: ``"constant"``, ``"step"`` (``lr * gamma ** (iteration // step_size)``) or
+            ``"poly"`` (``lr * (1 - iteration / iterations) ** power``).
+        step_size: Iterations between two steps of ``"step"``.
+        gamma: Factor of a step.
+        power: Exponent of ``"poly"``.
+        batch_size: Images per optimiser step.
+        epochs: Passes over the training set.
+        input: Scaling of the input, one of the modes of
+            :func:`segkern.models.preprocess`: ``"unit"``, ``"caffe"``, ``"bgr"``, ``"imagenet"``.
+        loss: ``"cross_entropy"``.
+        class_weights: ``None``, ``"enet"`` or ``"median_frequency"``.
+        loss_reduction: ``"pixels"`` divides the weighted sum by the number of pixels that count,
+            ``"weights"`` by the sum of their weights.
+        bias_lr_mult: Factor on the learning rate of convolution biases.
+        bias_decay_mult: Factor on the weight decay of convolution biases.
+        norm_decay: Whether normalisation parameters and PReLU slopes are decayed.
+        crop: Size of a random crop, or ``None``.
+        resize: Size every image is resized to before the crop, or ``None``.
+        flip: Whether images are mirrored at random.
+        scale: Range of a random scale, or ``None``.
+        notes: What the source says that is not a number, and what the fields cannot say.
+        source: Where the numbers are from.
+
+    Raises:
+        ValueError: If a named choice is not one of those above.
+    """
+
+    optimizer: str = "sgd"
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    step_size: int = 0
+    gamma: float = 0.1
+    power: float = 0.9
+    batch_size: int
+    epochs: int
+    input: str = "unit"
+    loss: str = "cross_entropy"
+    class_weights: str | None = None
+    loss_reduction: str = "pixels"
+    bias_lr_mult: float = 1.0
+    bias_decay_mult: float = 1.0
+    norm_decay: bool = True
+    crop: tuple[int, int] | None = None
+    resize: tuple[int, int] | None = None
+    flip: bool = False
+    scale: tuple[float, float] | None = None
+    notes: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        choices = {
+            "optimizer": ("sgd", "adam"),
+            "schedule": ("constant", "step", "poly"),
+            "input": INPUT_MODES,
+            "loss": ("cross_entropy",),
+            "class_weights": (None, "enet", "median_frequency"),
+            "loss_reduction": ("pixels", "weights"),
+        }
+        for field, allowed in choices.items():
+            value = getattr(self, field)
+            if value not in allowed:
+                shown = ", ".join(map(repr, allowed))
+                raise ValueError(f"Recipe: {field} must be one of {shown}, got {value!r}")
+        if self.schedule == "step" and self.step_size < 1:
+            raise ValueError(f"Recipe: step_size must be at least 1, got {self.step_size}")

@@ -1,0 +1,10 @@
+"""Layers that take the place of torch's, and :func:`convert`, which swaps them into any model.
+
+Every layer here has the constructor, the ``state_dict``, the ``extra_repr`` and the results of the
+torch class of the same name; what is added is a keyword with a default that changes no number.
+"""
+
+from segkern.nn._convert import Swap, convert
+from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
+
+__all__ = ["MaxPool2d", "MaxUnpool2d", "Swap", "convert"]

@@ -1,0 +1,366 @@
+"""The tests that every registered network passes, and the files they compare with.
+
+A network gets all of them by being registered: ``test_networks.py`` runs each check on each name.
+A network whose sizes are particular has a row in ``CASES``. The golden file of a network holds its
+state-dict names and shapes and the logits of seeded weights; write it, after looking at what
+changed, with
+
+    python tests/models/modeltester.py NAME...
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segkern.models import Recipe, create_model, get_entry, list_models, save_weights
+
+GOLDEN = Path(__file__).parent / "golden"
+
+# Logits kept of each network, spread evenly over the output.
+SAMPLES = 24
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a network is tested with. Sizes are (height, width).
+
+    Attributes:
+        size: The usual size; small, and valid without padding.
+        odd_sizes: Sizes that are no multiples of anything.
+        export_sizes: The size a network is exported at, and another that the export must take.
+        export_multiple: Export height and width as multiples of this; 1 lets torch find the range.
+        stride: Ratio of input to output size, rounded up.
+        options: Options that make the network light enough to run here; the parameter count and
+            the state-dict names are those of the network without them.
+        batch: Images of a training batch.
+    """
+
+    size: tuple[int, int] = (64, 80)
+    odd_sizes: tuple[tuple[int, int], ...] = ((45, 61), (1, 1), (17, 120))
+    export_sizes: tuple[tuple[int, int], tuple[int, int]] = ((72, 80), (96, 112))
+    export_multiple: int = 1
+    stride: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+    batch: int = 2
+
+
+CASES = {
+    "deconvnet": Case(
+        size=(193, 196),
+        odd_sizes=((211, 193), (20, 31)),
+        export_sizes=((257, 260), (263, 277)),
+        options={"fc_channels": 16},
+    ),
+    "enet": Case(export_multiple=8),
+    "enet_encoder": Case(export_multiple=8, stride=8),
+}
+
+
+def case_of(name: str) -> Case:
+    """The row of a network, or the usual one."""
+    return CASES.get(name, Case())
+
+
+def build(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, **options) -> nn.Module:
+    """A light network with seeded weights, in evaluation mode."""
+    model = create_model(name, **{**case_of(name).options, **options})
+    seed_weights(model)
+    return model.to(device, dtype).eval()
+
+
+def seed_weights(model: nn.Module) -> None:
+    """Fill every tensor from a generator seeded by its name, the running statistics too.
+
+    The values depend on no global state and on no other tensor, so that a golden file survives
+    a reordering.
+    """
+    with torch.no_grad():
+        for key, tensor in model.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+            values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            if tensor.dim() > 1:
+                values *= math.sqrt(2 / tensor[0].numel())
+            elif key.endswith("running_var"):
+                values = 1 + 0.2 * values.abs()
+            elif key.endswith(".weight"):
+                values = 1 + 0.1 * values
+            else:
+                values *= 0.1
+            tensor.copy_(values)
+
+
+def images(
+    name: str, size: tuple[int, int], batch: int = 1, channels: int = 3, like: Tensor | None = None
+) -> Tensor:
+    """Random images in the range the network's recipe feeds, on the device and dtype of ``like``."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(batch, channels, *size, generator=generator, dtype=torch.float64)
+    if get_entry(name).recipe.input in ("bgr", "caffe"):
+        image = 255 * image - (100 if get_entry(name).recipe.input == "caffe" else 0)
+    like = torch.empty(0) if like is None else like
+    return image.to(like.device, like.dtype)
+
+
+def out_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
+    stride = case_of(name).stride
+    return (-(-size[0] // stride), -(-size[1] // stride))
+
+
+def parameter_of(model: nn.Module) -> Tensor:
+    return next(model.parameters())
+
+
+@torch.no_grad()
+def run(name: str, model: nn.Module, size: tuple[int, int], batch: int = 1) -> Tensor:
+    """The logits of seeded images."""
+    channels = model.config["in_channels"]
+    return model(images(name, size, batch, channels, parameter_of(model)))["out"]
+
+
+def assert_same(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Largest difference at most ``tolerance`` times the spread of what is expected."""
+    assert actual.shape == expected.shape
+    spread = expected.double().std().item()
+    difference = (actual.double() - expected.double()).abs().max().item()
+    assert difference <= tolerance * spread, f"differ by {difference:.3g}, spread {spread:.3g}"
+
+
+def check_forward(name: str, device: str) -> None:
+    case = case_of(name)
+    model = build(name, device)
+    output = model(images(name, case.size, case.batch, like=parameter_of(model)))
+    assert set(output) >= {"out"}
+    scores = output["out"]
+    classes = get_entry(name).num_classes
+    assert scores.shape == (case.batch, classes, *out_size(name, case.size))
+    assert scores.isfinite().all()
+    # Seeded weights must not let the logits die out, or no other check here means anything.
+    assert scores.std() > 1e-3
+
+
+def check_backward(name: str, device: str) -> None:
+    case = case_of(name)
+    model = build(name, device).train()
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    scores = model(images(name, case.size, case.batch, like=parameter_of(model)))["out"]
+    target = torch.randint(scores.shape[1], scores[:, 0].shape, device=device)
+    nn.functional.cross_entropy(scores, target).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{key} has no gradient"
+        assert parameter.grad.isfinite().all(), f"{key} has a gradient that is not finite"
+        if parameter.dim() > 1:
+            assert parameter.grad.abs().max() > 0, f"{key} has no gradient but zeros"
+    moved = [key for key, value in model.named_buffers() if not torch.equal(value, before[key])]
+    assert len(moved) == len(before), "a running statistic did not move"
+
+
+def check_odd_sizes(name: str, device: str) -> None:
+    model = build(name, device)
+    for size in case_of(name).odd_sizes:
+        scores = run(name, model, size)
+        assert tuple(scores.shape[-2:]) == out_size(name, size)
+        assert scores.isfinite().all()
+
+
+def check_channels_and_classes(name: str, device: str) -> None:
+    case = case_of(name)
+    for channels, classes in ((1, 2), (4, 1)):
+        model = build(name, device, in_channels=channels, num_classes=classes)
+        scores = run(name, model, case.size)
+        assert scores.shape == (1, classes, *out_size(name, case.size))
+        with pytest.raises(ValueError, match=f"{channels} channels"):
+            model(images(name, case.size, channels=channels + 1, like=parameter_of(model)))
+
+
+def check_parameters(name: str, device: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == get_entry(name).parameters
+
+
+def check_names(name: str, device: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    names = {key: list(value.shape) for key, value in model.state_dict().items()}
+    assert names == read_golden(name)["state_dict"]
+
+
+def check_logits(name: str, device: str) -> None:
+    golden = read_golden(name)["logits"]
+    scores = golden_scores(name, device)
+    assert list(scores.shape) == golden["shape"]
+    assert scores.mean().item() == pytest.approx(golden["mean"], rel=1e-6, abs=1e-9)
+    assert scores.std().item() == pytest.approx(golden["std"], rel=1e-6)
+    kept = torch.tensor(golden["samples"], dtype=torch.float64)
+    assert_same(samples_of(scores).cpu(), kept, 1e-6)
+
+
+def check_repeats(name: str, device: str) -> None:
+    """The same bits twice, and an image's scores do not depend on its company."""
+    case = case_of(name)
+    model = build(name, device)
+    first, second = (run(name, model, case.size) for _ in range(2))
+    assert torch.equal(first, second)
+    together = run(name, model.double(), case.size, batch=2)
+    assert_same(run(name, model, case.size), together[:1], 1e-9)
+
+
+def check_channels_last(name: str, device: str) -> None:
+    case = case_of(name)
+    model = build(name, device, torch.float64)
+    expected = run(name, model, case.size)
+    model = model.to(memory_format=torch.channels_last)
+    image = images(name, case.size, like=parameter_of(model))
+    with torch.no_grad():
+        scores = model(image.to(memory_format=torch.channels_last))["out"]
+    assert scores.is_contiguous(memory_format=torch.channels_last)
+    assert_same(scores, expected, 1e-9)
+
+
+def check_autocast(name: str, device: str) -> None:
+    case = case_of(name)
+    model = build(name, device)
+    expected = run(name, model, case.size)
+    with torch.autocast(device, torch.bfloat16):
+        scores = run(name, model, case.size)
+    assert scores.dtype in (torch.bfloat16, torch.float32)
+    assert scores.isfinite().all()
+    # bfloat16 rounding moves some pooling indices, so single scores may differ much.
+    pair = torch.stack([scores.float().flatten(), expected.flatten()])
+    assert torch.corrcoef(pair)[0, 1] > 0.9
+
+
+def check_compile(name: str, device: str) -> None:
+    torch._dynamo.reset()
+    case = case_of(name)
+    model = build(name, device, torch.float64)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+    for size in case.export_sizes:
+        assert_same(run(name, compiled, size), run(name, model, size), 1e-9)
+    torch._dynamo.reset()
+
+
+def check_compile_training(name: str, device: str) -> None:
+    """Forward and backward in one graph each, with the gradients of the plain network."""
+    torch._dynamo.reset()
+    case = case_of(name)
+    image = images(name, case.size, case.batch, like=torch.empty(0, device=device))
+    gradients = []
+    for backend in (None, "aot_eager"):
+        model = build(name, device).train()
+        for module in model.modules():
+            if isinstance(module, (nn.Dropout, nn.Dropout2d)):
+                module.p = 0.0
+        forward = model if backend is None else torch.compile(model, backend=backend, fullgraph=True)
+        forward(image)["out"].square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch._dynamo.reset()
+    similarity = nn.functional.cosine_similarity(*gradients, dim=0)
+    assert similarity > 0.999
+
+
+def check_export(name: str, device: str) -> None:
+    case = case_of(name)
+    model = build(name, device, torch.float64)
+    if case.export_multiple == 1:
+        dims = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    else:
+        height, width = torch.export.Dim("h", min=2, max=512), torch.export.Dim("w", min=2, max=512)
+        dims = {2: case.export_multiple * height, 3: case.export_multiple * width}
+    image = images(name, case.export_sizes[0], like=parameter_of(model))
+    program = torch.export.export(model, (image,), dynamic_shapes=(dims,))
+    for size in case.export_sizes:
+        image = images(name, size, like=parameter_of(model))
+        with torch.no_grad():
+            exported = program.module()(image)["out"]
+        assert_same(exported, run(name, model, size), 1e-9)
+
+
+def check_save_and_load(name: str, device: str, folder: Path) -> None:
+    case = case_of(name)
+    model = build(name, device, num_classes=5)
+    config = json.loads(json.dumps(model.config))
+    assert create_model(**config).config == model.config
+    path = folder / f"{name}.safetensors"
+    save_weights(path, model.state_dict(), {"card": json.dumps({"config": config})})
+    loaded = create_model(name, weights=path).to(device).eval()
+    assert loaded.config == model.config
+    assert torch.equal(run(name, loaded, case.size), run(name, model, case.size))
+
+
+def check_recipe(name: str, device: str) -> None:
+    entry = get_entry(name)
+    assert isinstance(entry.recipe, Recipe)
+    assert entry.recipe.source
+    assert entry.paper
+    assert create_model(name, **case_of(name).options).recipe == entry.recipe
+    assert dataclasses.replace(entry.recipe, lr=1.0).lr == 1.0
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    key.removeprefix("check_"): value
+    for key, value in dict(globals()).items()
+    if key.startswith("check_")
+}
+
+
+def golden_scores(name: str, device: str) -> Tensor:
+    """In float64: near ties of the pooling windows would fall differently in float32."""
+    return run(name, build(name, device, torch.float64), case_of(name).size)
+
+
+def samples_of(scores: Tensor) -> Tensor:
+    flat = scores.flatten()
+    return flat[torch.linspace(0, flat.numel() - 1, SAMPLES).long()]
+
+
+def read_golden(name: str) -> dict[str, Any]:
+    path = GOLDEN / f"{name}.json"
+    if not path.is_file():
+        pytest.fail(f"no golden file: run `python tests/models/modeltester.py {name}`")
+    return json.loads(path.read_text())
+
+
+def write_golden(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    scores = golden_scores(name, "cpu")
+    golden = {
+        "logits": {
+            "size": list(case_of(name).size),
+            "shape": list(scores.shape),
+            "mean": scores.mean().item(),
+            "std": scores.std().item(),
+            "samples": samples_of(scores).tolist(),
+        },
+        "state_dict": {key: list(value.shape) for key, value in model.state_dict().items()},
+    }
+    lines = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in golden["state_dict"].items()]
+    logits = json.dumps(golden["logits"], indent=4).replace("\n", "\n  ")
+    body = ",\n".join(lines)
+    text = f'{{\n  "logits": {logits},\n  "state_dict": {{\n{body}\n  }}\n}}\n'
+    assert json.loads(text) == golden
+    GOLDEN.mkdir(exist_ok=True)
+    (GOLDEN / f"{name}.json").write_text(text)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the golden files of networks.")
+    parser.add_argument("names", nargs="+", choices=list_models(), metavar="NAME")
+    for each in parser.parse_args().names:
+        write_golden(each)
+        print(f"wrote {GOLDEN / each}.json")
