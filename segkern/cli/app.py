@@ -8,12 +8,16 @@ from typing import Annotated
 
 import typer
 
+from segkern.cli.about import info, models
+from segkern.cli.pages import demo, report
 from segkern.cli.train import train
+from segkern.cli.use import evaluate, predict
 
 app = typer.Typer(
     name="segkern",
     help="Train, evaluate and use segmentation networks on segkern's kernels.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,7 +44,8 @@ def common(
     """Options before the command."""
 
 
-app.command()(train)
+for command in (info, models, train, evaluate, predict, report, demo):
+    app.command()(command)
 
 
 def run(arguments: list[str]) -> int:

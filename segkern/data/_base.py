@@ -87,7 +87,9 @@ class SegmentationDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not 0 <= index < len(self):
-            raise IndexError(f"{type(self).__name__}: index must be in [0, {len(self)}), got {index}")
+            raise IndexError(
+                f"{type(self).__name__}: index must be in [0, {len(self)}), got {index}"
+            )
         image, mask = self.load(index)
         if self.transform is not None:
             generator = torch.Generator()

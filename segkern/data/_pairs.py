@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from segkern.data._base import SegmentationDataset, Transform
 from segkern.data._cache import cache_dir, digest, read_json, write_json
 from segkern.data._errors import DatasetError, Problem
-from segkern.data.image_io import Unreadable, decode_image, decode_mask, read_image, read_mask
+from segkern.data.image_io import UnreadableError, decode_image, decode_mask, read_image, read_mask
 
 _CHECK_VERSION = 1
 """Raised when a stored verdict would no longer mean the same."""
@@ -34,17 +34,21 @@ class Pair:
     mask: Path
 
 
-def list_files(folder: Path, suffixes: frozenset[str], skip: Sequence[str] = ()) -> list[Path]:
+def list_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     """The files with one of ``suffixes`` below ``folder``, sorted; hidden ones left out."""
     found = []
     for directory, subfolders, files in os.walk(folder, followlinks=True):
-        subfolders[:] = sorted(s for s in subfolders if not s.startswith(".") and s not in skip)
+        subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
         found += [Path(directory, f) for f in files if not f.startswith(".")]
     return sorted(f for f in found if f.suffix.lower() in suffixes)
 
 
 def pair_files(
-    images_folder: Path, images: Sequence[Path], masks_folder: Path, masks: Sequence[Path], root: Path
+    images_folder: Path,
+    images: Sequence[Path],
+    masks_folder: Path,
+    masks: Sequence[Path],
+    root: Path,
 ) -> tuple[list[Pair], list[Problem]]:
     """Match images and masks by relative path without suffix.
 
@@ -139,11 +143,11 @@ def _check_pair(pair: Pair, root: Path) -> tuple[dict[int, int] | None, list[Pro
     problems = []
     try:
         image = decode_image(pair.image)
-    except Unreadable as error:
+    except UnreadableError as error:
         problems.append(Problem("unreadable image", _relative(pair.image, root), str(error)))
     try:
         mask = decode_mask(pair.mask)
-    except Unreadable as error:
+    except UnreadableError as error:
         problems.append(Problem("unreadable mask", _relative(pair.mask, root), str(error)))
     if image is not None and mask is not None and image.shape[:2] != mask.shape:
         detail = f"mask is {_size(mask)}, image {_relative(pair.image, root)} is {_size(image)}"
@@ -228,7 +232,7 @@ class PairDataset(SegmentationDataset):
             self._decoded = self._decode_all()
 
     def _label_table(self, label_map: Mapping[int, int]) -> np.ndarray:
-        """(256,) int16: the class of each stored label, 255 for ignore, -1 for labels not allowed."""
+        """(256,) int16: the class of each stored label, 255 for ignore, -1 if not allowed."""
         table = np.full(256, -1, dtype=np.int16)
         table[: self.num_classes] = np.arange(self.num_classes)
         table[self.ignore_index] = self.ignore_index
@@ -246,7 +250,8 @@ class PairDataset(SegmentationDataset):
             if bad:
                 shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
                 detail = f"labels {shown}; {allowed}"
-                problems.append(Problem("label out of range", _relative(pair.mask, self._root), detail))
+                path = _relative(pair.mask, self._root)
+                problems.append(Problem("label out of range", path, detail))
         return problems
 
     def __len__(self) -> int:
@@ -259,7 +264,8 @@ class PairDataset(SegmentationDataset):
     def identity(self) -> str:
         """Names, times and sizes of all files, with the split and the size."""
         stamps = [(pair.name, _stamp(pair)) for pair in self._pairs]
-        return f"{self.title} {digest(self._root.resolve(), stamps, self.size, self._table.tolist())}"
+        key = digest(self._root.resolve(), stamps, self.size, self._table.tolist())
+        return f"{self.title} {key}"
 
     def label_counts(self) -> list[Counter[int]] | None:
         """Pixels of each class in each sample as the check counted them, without reading a file.
@@ -293,7 +299,8 @@ class PairDataset(SegmentationDataset):
         image, stored = read_image(pair.image), read_mask(pair.mask)
         if image.shape[:2] != stored.shape:
             raise DatasetError(
-                f"{pair.mask}: mask is {_size(stored)}, image is {_size(image)} (changed since the check)"
+                f"{pair.mask}: mask is {_size(stored)}, image is {_size(image)} "
+                "(changed since the check)"
             )
         wide = stored.dtype != np.uint8 and (stored.min() < 0 or stored.max() > 255)
         classes = None if wide else self._table[stored]

@@ -9,9 +9,12 @@ import numpy as np
 
 from segkern.data import _street_objects as things
 from segkern.data._canvas import CAMERA_HEIGHT, Canvas
-from segkern.data._street_objects import colour, lit
+from segkern.data._street_objects import Painter, colour, lit
 
 SKY, BUILDING, ROAD, PAVEMENT, TREE, VOID = 0, 1, 3, 4, 5, 255
+Queue = list[tuple[float, Callable[[], None]]]
+"""Things to paint, with their distances."""
+
 FAR = 300.0
 """Distance in metres beyond which nothing is placed."""
 
@@ -114,7 +117,8 @@ class _Street:
         region = (canvas.y > canvas.horizon - tops) & (canvas.y <= canvas.horizon + 3 * scale)
         shades = rng.uniform(0.25, 0.6, (number, 3)).astype(np.float32)[column]
         leaves = colour(0.16, 0.27, 0.12) * (1 + 0.4 * ragged[:, None])
-        paint = np.where(wood[:, None], leaves, shades.mean(1, keepdims=True) + 0.2 * (shades - 0.4))
+        stone = shades.mean(1, keepdims=True) + 0.2 * (shades - 0.4)
+        paint = np.where(wood[:, None], leaves, stone)
         np.copyto(canvas.image, paint[None].astype(np.float32), where=region[..., None])
         np.copyto(canvas.label, np.where(wood, TREE, BUILDING)[None].astype(np.uint8), where=region)
         np.copyto(canvas.depth, np.float32(FAR), where=region)
@@ -202,16 +206,17 @@ class _Street:
         reach = reach * np.float32(self.rng.uniform(0.15, 0.7))
         ground = (canvas.label[first:] == ROAD) | (canvas.label[first:] == PAVEMENT)
         dark = ground & (self.sun * x > side.distance - reach)
-        canvas.image[first:] *= np.where(dark, self.rng.uniform(0.45, 0.65), 1.0).astype(np.float32)[
-            ..., None
-        ]
+        light = np.where(dark, self.rng.uniform(0.45, 0.65), 1.0).astype(np.float32)
+        canvas.image[first:] *= light[..., None]
 
     def place_things(self) -> None:
         """Scatter objects in the world and paint them from far to near."""
         canvas, rng = self.canvas, self.rng
-        queue: list[tuple[float, Callable[[], None]]] = []
+        queue: Queue = []
 
-        def add(number: int, near: float, far: float, make: Callable[..., None], where) -> None:
+        def add(
+            number: int, near: float, far: float, make: Painter, where: Callable[[], float]
+        ) -> None:
             for _ in range(number):
                 # Uniform in 1 / z, so that near and far take like shares of the picture.
                 z = 1 / rng.uniform(1 / far, 1 / near)
@@ -251,7 +256,8 @@ class _Street:
                 x = s * (self.kerb[s] + rng.uniform(0.1, 0.5))
                 queue.append(((near * far) ** 0.5, partial(things.fence, canvas, x, near, far)))
 
-        add(int(rng.integers(0, 4)), 7, 50, partial(things.car, oncoming=bool(rng.random() < 0.5)), road)
+        moving = partial(things.car, oncoming=bool(rng.random() < 0.5))
+        add(int(rng.integers(0, 4)), 7, 50, moving, road)
         add(int(rng.integers(0, 7)), 5, 40, things.pedestrian, pavement)
         add(int(rng.random() < 0.25), 6, 25, things.pedestrian, road)
         add(int(rng.integers(0, 4)), 5, 35, things.bicyclist, road)
@@ -260,7 +266,7 @@ class _Street:
         for _, paint in sorted(queue, key=lambda entry: -entry[0]):
             paint()
 
-    def _park(self, s: int, queue: list[tuple[float, Callable[[], None]]]) -> None:
+    def _park(self, s: int, queue: Queue) -> None:
         """Trees, hedges and railings on the plots without a house."""
         canvas, rng, side = self.canvas, self.rng, self.side[s]
         for plot in np.flatnonzero(side.park[:-1]):
@@ -311,5 +317,6 @@ class _Street:
         image *= (rng.uniform(0.6, 1.25) * (1 - rng.uniform(0, 0.6) * bend))[..., None]
         image *= rng.uniform(0.92, 1.08, 3).astype(np.float32)
         image = np.clip(image, 0, 1) ** np.float32(rng.uniform(0.75, 1.25))
-        image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0.008, 0.035))
+        grain = np.float32(rng.uniform(0.008, 0.035))
+        image += grain * rng.standard_normal(image.shape, dtype=np.float32)
         return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -10,7 +10,8 @@ from segkern.data._canvas import Canvas, Window
 
 POLE, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST, VOID = 2, 5, 6, 7, 8, 9, 10, 255
 
-Painter = Callable[[], None]
+Painter = Callable[..., None]
+"""Called with the canvas, X and Z."""
 
 
 def colour(*rgb: float) -> np.ndarray:
@@ -74,8 +75,10 @@ def sign(canvas: Canvas, x: float, z: float) -> None:
     elif kind == 1:
         inside, rim = np.abs(u) <= (v + 1.1) / 2, np.abs(u) > (v + 0.4) / 2.6
     else:
-        inside, rim = np.True_ | (u + v > 0), np.maximum(np.abs(u), np.abs(v)) > 0.8
-    rim_colour, face = ((red, white), (red, white), (blue, blue), (white, colour(0.1, 0.4, 0.2)))[kind]
+        reach = np.maximum(np.abs(u), np.abs(v))
+        inside, rim = reach <= 1, reach > 0.8
+    green = colour(0.1, 0.4, 0.2)
+    rim_colour, face = ((red, white), (red, white), (blue, blue), (white, green))[kind]
     canvas.paint(window, inside, face, SIGN)
     canvas.paint(window, inside & rim, rim_colour, SIGN)
     mark = inside & (np.abs(u) < 0.25) & (np.abs(v) < 0.45) & ~rim
@@ -100,7 +103,8 @@ def tree(canvas: Canvas, x: float, z: float, size: float = 1.0) -> None:
     inside = u * u + v * v + 0.55 * lumps + 0.25 * leaves < 0.8
     season = rng.random()
     base = colour(0.18, 0.32, 0.1) if season < 0.8 else colour(0.42, 0.3, 0.12)
-    base = base * np.float32(rng.uniform(0.6, 1.25)) + rng.uniform(-0.03, 0.03, 3).astype(np.float32)
+    base = base * np.float32(rng.uniform(0.6, 1.25))
+    base = base + rng.uniform(-0.03, 0.03, 3).astype(np.float32)
     canvas.paint(crown, inside, lit(base, 1 - 0.35 * v + 0.5 * leaves), TREE)
 
 
@@ -140,7 +144,7 @@ def fence(canvas: Canvas, x: float, near: float, far: float) -> None:
 
 
 def car(canvas: Canvas, x: float, z: float, *, oncoming: bool) -> None:
-    """A car or van: the end that faces the camera and the side towards the middle of the picture."""
+    """A car or van: the end that faces the camera and the side towards the picture's middle."""
     rng = canvas.rng
     van = rng.random() < 0.2
     width, length = rng.uniform(1.65, 1.9), rng.uniform(3.6, 4.6)
@@ -202,7 +206,8 @@ def _car_end(
     pane = (np.abs(across) < 0.8 - taper) & (up > waist + 0.06) & (up < 0.9)
     canvas.paint(window, pane, glass, CAR)
     lamps = (np.abs(np.abs(across) - 0.8) < 0.16) & (np.abs(up - waist * 0.8) < 0.06)
-    canvas.paint(window, lamps, colour(0.95, 0.95, 0.85) if oncoming else colour(0.7, 0.05, 0.05), CAR)
+    light = colour(0.95, 0.95, 0.85) if oncoming else colour(0.7, 0.05, 0.05)
+    canvas.paint(window, lamps, light, CAR)
     bumper = shell & (up < 0.26)
     canvas.paint(window, bumper, paint * np.float32(0.45), CAR)
     plate = (np.abs(across) < 0.25) & (np.abs(up - 0.32) < 0.05)

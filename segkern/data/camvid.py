@@ -47,7 +47,7 @@ CAMVID_PALETTE = np.array(
 
 
 class CamVid(PairDataset):
-    """``DIR/train`` and ``DIR/trainannot``, ``DIR/val`` and ``DIR/valannot``, and ``test`` if there.
+    """``DIR/train`` and ``DIR/trainannot``, ``DIR/val`` and ``DIR/valannot``, ``test`` if there.
 
     Masks hold the classes 0 .. 10 and 11 for void, which becomes 255.
 
@@ -80,7 +80,11 @@ class CamVid(PairDataset):
                 f"wanted are the folders {split}/ with images and {split}annot/ with masks"
             )
         pairs, problems = pair_files(
-            images, list_files(images, IMAGE_SUFFIXES), masks, list_files(masks, MASK_SUFFIXES), root
+            images,
+            list_files(images, IMAGE_SUFFIXES),
+            masks,
+            list_files(masks, MASK_SUFFIXES),
+            root,
         )
         super().__init__(
             pairs,

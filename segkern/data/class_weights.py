@@ -31,8 +31,8 @@ SEGNET_CAMVID_WEIGHTS = (
 )
 """The vector in SegNet's released solver files for CamVid's 11 classes.
 
-The released labels do not reproduce it (sign differs by a factor of 2.5), so it is kept verbatim for
-reproducing SegNet; elsewhere `median_frequency_weights` follows the definition.
+The released labels do not reproduce it (sign differs by a factor of 2.5), so it is kept verbatim
+for reproducing SegNet; elsewhere `median_frequency_weights` follows the definition.
 """
 
 
@@ -69,8 +69,9 @@ def count_classes(dataset: SegmentationDataset) -> ClassCounts:
     else:
         epoch = dataset.epoch
         dataset.set_epoch(0)
-        for index, row in enumerate(table):
-            row += torch.bincount(dataset.load(index)[1].flatten(), minlength=256).numpy()
+        for index in range(len(dataset)):
+            mask = dataset.load(index)[1]
+            table[index] = torch.bincount(mask.flatten(), minlength=256).numpy()
         dataset.set_epoch(epoch)
     total = table.sum(axis=1)
     pixels = table.sum(axis=0)
@@ -141,7 +142,9 @@ def class_weights(
         (num_classes,) float32, or (num_classes + 1,) with void.
     """
     if method not in METHODS:
-        raise ValueError(f"class_weights: method must be one of {', '.join(METHODS)}, got {method!r}")
+        raise ValueError(
+            f"class_weights: method must be one of {', '.join(METHODS)}, got {method!r}"
+        )
     if method == "segnet_camvid":
         if dataset.num_classes != len(SEGNET_CAMVID_WEIGHTS) or with_void:
             raise ValueError(
@@ -152,7 +155,9 @@ def class_weights(
     counts = _cached_counts(dataset, cache)
     if with_void:
         counts = counts.with_void()
-    return median_frequency_weights(counts) if method == "median_frequency" else enet_weights(counts, c)
+    if method == "median_frequency":
+        return median_frequency_weights(counts)
+    return enet_weights(counts, c)
 
 
 def _cached_counts(

@@ -28,8 +28,8 @@ class Folder(PairDataset):
     classes are listed in one of
 
     - ``DIR/classes.txt``: a line per class, ``name`` or ``name R G B``; ``#`` starts a comment;
-    - ``DIR/classes.json``: a list of names or of ``{"name": ..., "color": [R, G, B]}``, or an object
-      whose ``"classes"`` is such a list.
+    - ``DIR/classes.json``: a list of names or of ``{"name": ..., "color": [R, G, B]}``, or an
+      object whose ``"classes"`` is such a list.
 
     Without such a file the number of classes is one more than the largest label in any mask of the
     folder, and every label below 255 is in range.
@@ -76,7 +76,8 @@ class Folder(PairDataset):
             raise DatasetError(f"{title}: no images/{split}; there are {', '.join(parts)}")
         if not parts and split not in ("train", "val"):
             raise DatasetError(
-                f"{title}: without subfolders of images/ the split must be train or val, got {split}"
+                f"{title}: without subfolders of images/ the split must be train or val, "
+                f"got {split}"
             )
 
         found = {part: _pair(root, part) for part in (parts or [""])}
@@ -150,7 +151,7 @@ def _read_classes(root: Path) -> tuple[list[str], np.ndarray] | None:
     elif text_file.is_file():
         file = text_file
         lines = text_file.read_text(encoding="utf-8").splitlines()
-        entries = [_text_entry(text_file, line) for line in lines if line.split("#")[0].strip()]
+        entries = [_text_entry(text_file, line) for line in lines if line.partition("#")[0].strip()]
     else:
         return None
     if not 1 <= len(entries) <= IGNORE_INDEX:
@@ -166,7 +167,7 @@ _Entry = tuple[str, "tuple[int, int, int] | None"]
 
 
 def _text_entry(file: Path, line: str) -> _Entry:
-    words = line.split("#")[0].split()
+    words = line.partition("#")[0].split()
     if len(words) >= 4 and all(word.isdecimal() for word in words[-3:]):
         return " ".join(words[:-3]), _colour(file, [int(word) for word in words[-3:]])
     return " ".join(words), None
@@ -190,7 +191,8 @@ def _json_entries(file: Path) -> list[_Entry]:
             entries.append((item["name"], None if colour is None else _colour(file, colour)))
         else:
             raise DatasetError(
-                f'{file}: a class must be a name or {{"name": ..., "color": [R, G, B]}}, got {item!r}'
+                f'{file}: a class must be a name or {{"name": ..., "color": [R, G, B]}}, '
+                f"got {item!r}"
             )
     return entries
 

@@ -28,7 +28,7 @@ _DECODE_ERRORS = (
 )
 
 
-class Unreadable(ValueError):
+class UnreadableError(ValueError):
     """A file that cannot be decoded; the message is the reason alone, without the path."""
 
 
@@ -49,7 +49,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     try:
         return decode_image(path)
-    except Unreadable as error:
+    except UnreadableError as error:
         raise DatasetError(f"cannot read image {path}: {error}") from error
 
 
@@ -67,12 +67,12 @@ def read_mask(path: str | Path) -> np.ndarray:
     """
     try:
         return decode_mask(path)
-    except Unreadable as error:
+    except UnreadableError as error:
         raise DatasetError(f"cannot read mask {path}: {error}") from error
 
 
 def decode_image(path: str | Path) -> np.ndarray:
-    """`read_image`, raising `Unreadable`."""
+    """`read_image`, raising `UnreadableError`."""
     try:
         with Image.open(path) as file:
             upright = ImageOps.exif_transpose(file) if file.getexif() else file
@@ -81,23 +81,23 @@ def decode_image(path: str | Path) -> np.ndarray:
                 return np.repeat(grey[..., None], 3, axis=2)
             return np.asarray(upright.convert("RGB"))
     except _DECODE_ERRORS as error:
-        raise Unreadable(_reason(error)) from error
+        raise UnreadableError(_reason(error)) from error
 
 
 def decode_mask(path: str | Path) -> np.ndarray:
-    """`read_mask`, raising `Unreadable`."""
+    """`read_mask`, raising `UnreadableError`."""
     try:
         with Image.open(path) as file:
             if file.mode not in ("L", "P", "1", "I") and not file.mode.startswith("I;16"):
-                raise Unreadable(
+                raise UnreadableError(
                     f"a mask must have one channel or a palette, got mode {file.mode}"
                 )
             labels = np.asarray(file)
             return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
-    except Unreadable:
+    except UnreadableError:
         raise
     except _DECODE_ERRORS as error:
-        raise Unreadable(_reason(error)) from error
+        raise UnreadableError(_reason(error)) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -83,6 +83,7 @@ def _parse_size(spec: str, text: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None:
         raise DatasetError(
-            f"open_dataset: the size in spec must be HxW as in synthetic:240x320, got {spec!r}; {FORMS}"
+            "open_dataset: the size in spec must be HxW as in synthetic:240x320, "
+            f"got {spec!r}; {FORMS}"
         )
     return int(match[1]), int(match[2])

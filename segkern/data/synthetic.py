@@ -70,9 +70,8 @@ class Synthetic(SegmentationDataset):
     def identity(self) -> str:
         """Everything that the scenes depend on, the epoch apart."""
         height, width = self.size
-        return (
-            f"synthetic {_DRAWING} {height}x{width} {self.split} seed {self.seed} length {len(self)}"
-        )
+        scene = f"{height}x{width} {self.split} seed {self.seed} length {len(self)}"
+        return f"synthetic {_DRAWING} {scene}"
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """Draw scene ``index``: (3, H, W) uint8 and (H, W) uint8."""

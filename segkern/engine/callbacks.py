@@ -165,7 +165,7 @@ class Recorder(Callback):
         # Both a run that goes on and one that resumes start an epoch from the state at the last one's end.
         if self._rng is not None:
             restore_rng(self._rng)
-        self._epoch_started = time.monotonic()
+        self._epoch_started = self._epoch_started or time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._before_validation = capture_rng()
@@ -188,6 +188,9 @@ class Recorder(Callback):
             state.rows = rows
             state.epoch, state.batch = state.epoch + 1, 0
             state.loss_sum, state.loss_count = 0.0, 0
+        now = time.monotonic()
+        elapsed, self._epoch_started = now - self._epoch_started, now
+        state.seconds += elapsed
         state.losses = gather((state.loss_sum, state.loss_count))
         if trainer.is_global_zero:
             write_rows(self.run / METRICS, rows)
@@ -195,7 +198,7 @@ class Recorder(Callback):
                 self.save_best(self.run / BEST, {**row, **(module.val_metrics or {})})
         trainer.save_checkpoint(self.run / LAST)
         if trainer.is_global_zero:
-            self._tell(trainer, row, improved, finished)
+            self._tell(trainer, row, improved, finished, elapsed)
 
     def _row(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         state, measured = self.state, module.val_metrics or {}
@@ -212,8 +215,9 @@ class Recorder(Callback):
             **{f"val_{name}": measured.get(name) for name in _names("val_")},
         }
 
-    def _tell(self, trainer: Trainer, row: dict[str, Any], improved: bool, finished: bool) -> None:
-        seconds = time.monotonic() - self._epoch_started
+    def _tell(
+        self, trainer: Trainer, row: dict[str, Any], improved: bool, finished: bool, seconds: float
+    ) -> None:
         if trainer.logger is not None:
             values = {
                 f"val/{name}": row[f"val_{name}"]

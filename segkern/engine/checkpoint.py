@@ -14,6 +14,7 @@ from torch import nn
 
 from segkern import __version__
 from segkern.engine.files import write_atomic
+from segkern.engine.state import RunState
 
 LAST = "last.ckpt"
 BEST = "best.safetensors"
@@ -42,9 +43,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomic(Path(path), buffer.getbuffer())
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """The contents of RUN/config.json."""
-    return json.loads((run / CONFIG).read_text(encoding="utf-8"))
+def read_state(checkpoint: Path) -> RunState:
+    """Position and figures of a run from its last.ckpt, without its tensors being read."""
+    state = RunState()
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    state.load_state_dict(content["segkern"])
+    return state
 
 
 def build_card(network: nn.Module, settings: Any, dataset: Any, measured: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 _INK = (28, 32, 38)
 _PAPER = (255, 255, 255)
 _GAP = 8
+_SMALL = 240  # pixels in width below which a picture is hard to make out
 
 
 def colour_map(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -56,8 +57,10 @@ def legend(names: Sequence[str], palette: np.ndarray) -> Image.Image:
 
 
 def panel(pictures: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
-    """Pictures (title, RGB array) of one size side by side under their titles."""
+    """Pictures (title, RGB array) of one size side by side under their titles; small ones are enlarged."""
     font = _font(14)
+    times = -(-_SMALL // pictures[0][1].shape[1])
+    pictures = [(title, array.repeat(times, 0).repeat(times, 1)) for title, array in pictures]
     height, width = pictures[0][1].shape[:2]
     head = 24
     sheet = Image.new(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from segkern import __version__
@@ -53,13 +55,11 @@ def evaluate(
     and how they were measured. A figure that is not defined is None. Deterministic on the CPU.
     """
     trained = load_trained(checkpoint, device)
-    spec, size = _data_of(trained, data, size)
-    dataset = open_dataset(spec, split, seed=trained.settings.get("seed", 0), size=size, length=limit)
-    _check_classes(trained, dataset)
+    dataset, spec, size = open_for(trained, data, split=split, size=size, limit=limit)
     metrics = SegmentationMetrics(
         dataset.num_classes, ignore_index=dataset.ignore_index, absent=absent, boundary=boundary
     )
-    chosen = {i * len(dataset) // pictures for i in range(min(pictures, len(dataset)))} if pictures else set()
+    chosen = set(spread(pictures, len(dataset)))
     folder = None if output is None else Path(output)
     if folder is not None:
         _clear_pictures(folder / PICTURES)
@@ -86,6 +86,26 @@ def evaluate(
     if folder is not None:
         write_json(folder / RESULT, result)
     return result
+
+
+def open_for(
+    trained: Trained,
+    data: str | None = None,
+    *,
+    split: str = "val",
+    size: tuple[int, int] | None = None,
+    limit: int | None = None,
+) -> tuple[SegmentationDataset, str, tuple[int, int] | None]:
+    """The data set to measure `trained` on, with its specification and the size images are brought to.
+
+    Without `data` and `size` those of the run. Raises EngineError where they are not known, or where the
+    classes do not agree.
+    """
+    spec, size = _data_of(trained, data, size)
+    seed = trained.settings.get("seed", 0)
+    dataset = open_dataset(spec, split, seed=seed, size=size, length=limit)
+    _check_classes(trained, dataset)
+    return dataset, spec, size
 
 
 def _data_of(
@@ -172,15 +192,39 @@ def _clear_pictures(folder: Path) -> None:
 
 
 def _draw(trained: Trained, dataset: SegmentationDataset, index: int, folder: Path, tta: bool) -> str:
+    picture = draw_sample(trained, dataset, index, tta=tta)
+    name = f"{index:05d}_{picture.name}.png"
+    panel(
+        [("photo", picture.photo), ("truth", picture.truth), ("prediction", picture.prediction)]
+    ).save(folder / name)
+    return name
+
+
+@dataclass
+class SamplePicture:
+    """A sample for the eye: RGB arrays (H, W, 3) uint8 of the photo, the true and the predicted map."""
+
+    name: str
+    photo: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+
+
+def draw_sample(
+    trained: Trained, dataset: SegmentationDataset, index: int, *, tta: bool = False
+) -> SamplePicture:
+    """Sample `index` of the data set beside what the network makes of it."""
     image, target = dataset[index]
     labels = trained.predict(image[None], tta=tta)[0].numpy()
-    name = f"{index:05d}_{dataset.sample_name(index)}.png"
-    sheet = panel(
-        [
-            ("photo", image.permute(1, 2, 0).numpy()),
-            ("truth", colour_map(target.numpy(), dataset.palette)),
-            ("prediction", colour_map(labels, dataset.palette)),
-        ]
+    return SamplePicture(
+        dataset.sample_name(index),
+        image.permute(1, 2, 0).numpy(),
+        colour_map(target.numpy(), dataset.palette),
+        colour_map(labels, dataset.palette),
     )
-    sheet.save(folder / name)
-    return name
+
+
+def spread(count: int, total: int) -> list[int]:
+    """At most `count` indices spread evenly over `total`."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]

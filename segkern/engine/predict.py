@@ -20,6 +20,9 @@ LABELS = "labels"
 OVERLAYS = "overlays"
 LEGEND = "legend.png"
 
+# Batches' worth of decoded images kept while groups of equal size fill up.
+_WAITING = 4
+
 
 @dataclass
 class Prediction:
@@ -44,7 +47,7 @@ def predict(
 
     images: files, and folders of which every image below is taken. The label PNG has mode P: pixel values
     are the classes. It has the size of the image as a viewer shows it (EXIF orientation applied). Images of
-    equal size that follow one another are run together, up to `batch_size`. NAME is the file's stem, or a
+    equal size are run together, up to `batch_size`. NAME is the file's stem, or a
     longer form of its path where two stems are equal. An image that cannot be read does not stop the
     others; it is in `failed`.
     """
@@ -149,20 +152,23 @@ def _check_outputs(folder: Path, files: Sequence[Path]) -> None:
 def _batches(
     files: Sequence[Path], batch_size: int, failed: dict[Path, str]
 ) -> Iterator[list[tuple[Path, np.ndarray]]]:
-    """Images read one after another, in groups of one size."""
-    group: list[tuple[Path, np.ndarray]] = []
+    """Images in groups of one size, of which a few are filled side by side while reading."""
+    groups: dict[tuple[int, ...], list[tuple[Path, np.ndarray]]] = {}
+    waiting = 0
     for path in files:
         try:
             array = read_image(path)
         except DatasetError as error:
             failed[path] = str(error).rpartition(f"{path}: ")[2]
             continue
-        if group and (group[0][1].shape != array.shape or len(group) == batch_size):
-            yield group
-            group = []
+        group = groups.setdefault(array.shape, [])
         group.append((path, array))
-    if group:
-        yield group
+        waiting += 1
+        if len(group) == batch_size or waiting >= _WAITING * batch_size:
+            fullest = max(groups.values(), key=len)
+            waiting -= len(fullest)
+            yield groups.pop(fullest[0][1].shape)
+    yield from groups.values()
 
 
 def _write(folder: Path, name: str, image: np.ndarray, labels: np.ndarray, trained: Trained) -> None:

@@ -50,7 +50,7 @@ class RunState:
 
     epoch: epochs completed; batch: batches done of the epoch after those; step: optimiser steps done.
     loss_sum, loss_count: of the unfinished epoch, on this process. rows: one per finished epoch, as in
-    metrics.csv. rng: one entry per process, from `capture_rng`.
+    metrics.csv. seconds: of work so far, over all sessions. rng: one entry per process, from `capture_rng`.
     """
 
     epoch: int = 0
@@ -60,6 +60,7 @@ class RunState:
     loss_count: int = 0
     best_miou: float = -1.0
     best_epoch: int = 0
+    seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
     rng: list[dict[str, Any]] = field(default_factory=list)
     losses: list[tuple[float, int]] = field(default_factory=list)
@@ -69,6 +70,6 @@ class RunState:
 
     def load_state_dict(self, state: dict[str, Any], rank: int = 0) -> None:
         for name in self.__dataclass_fields__:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))
         if rank < len(self.losses):
             self.loss_sum, self.loss_count = self.losses[rank]

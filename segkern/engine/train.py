@@ -34,6 +34,7 @@ from segkern.engine.checkpoint import (
     TENSORBOARD,
     AtomicCheckpointIO,
     build_card,
+    read_state,
 )
 from segkern.engine.errors import EngineError, RunStopped, is_disk_full
 from segkern.engine.files import remove_leftovers, write_json
@@ -93,7 +94,7 @@ def fit(
         return run_job(settings, resume=resume, show=show)
     if resume:
         settings = _resumed(run, model, given)
-        state = _stored_state(run)
+        state = read_state(run / LAST)
         if _complete(settings, state):
             return _result(run, "complete", state)
     else:
@@ -115,7 +116,7 @@ def fit(
         devices=settings.devices,
         nodes=settings.nodes,
     )
-    return _result(run, "launched", _stored_state(run))
+    return _result(run, "launched", read_state(run / LAST))
 
 
 def run_job(
@@ -180,7 +181,7 @@ class Job:
             max_time=settings.max_time,
             started=self.started,
         )
-        first_step = _stored_state(folder).step if self.resume else 0
+        first_step = read_state(folder / LAST).step if self.resume else 0
         trainer = self._trainer(guard, first_step)
         main = trainer.is_global_zero
         if main:
@@ -260,7 +261,7 @@ class Job:
                 use_distributed_sampler=False,
                 reload_dataloaders_every_n_epochs=1,
                 log_every_n_steps=1,
-                deterministic=settings.deterministic,
+                deterministic="warn" if settings.deterministic else False,
                 benchmark=None if settings.deterministic else True,
             )
 
@@ -450,13 +451,6 @@ def _build_network(settings: TrainSettings, num_classes: int) -> nn.Module:
         )
     except (ValueError, TypeError, WeightsError, OSError) as error:
         raise EngineError(f"train: {error}") from error
-
-
-def _stored_state(run: Path) -> RunState:
-    state = RunState()
-    checkpoint = torch.load(run / LAST, map_location="cpu", weights_only=True, mmap=True)
-    state.load_state_dict(checkpoint["segkern"])
-    return state
 
 
 def _complete(settings: TrainSettings, state: RunState) -> bool:

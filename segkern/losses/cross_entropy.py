@@ -23,14 +23,14 @@ def segmentation_loss(
 
     With l the loss of a pixel that is not ignored and w the weight of its class, the reductions are
 
-    - ``"pixels"``: sum(w l) / number of pixels not ignored (Caffe-SegNet; the mean without weights);
+    - ``"pixels"``: sum(w l) / number of pixels not ignored (Caffe-SegNet);
     - ``"weights"``: sum(w l) / sum(w) (torch's ``mean``; Torch7, so ENet);
     - ``"batch"``: sum(w l) / number of images (Caffe's ``normalize: false``, so FCN);
     - ``"none"``: w l of each pixel, 0 where ignored.
 
-    A batch with every pixel ignored gives 0 and a gradient of 0. Computed in float32 or wider, under
-    autocast too. No host synchronisation on CUDA unless ``check_range`` asks for one. Deterministic:
-    the same input gives the same bits.
+    A batch with every pixel ignored gives 0 and a gradient of 0. Computed in float32 or wider,
+    under autocast too. No host synchronisation on CUDA unless ``check_range`` asks for one.
+    Deterministic: the same input gives the same bits.
 
     Args:
         logits: (N, C, H, W), any floating dtype.
@@ -168,7 +168,8 @@ def _check(
             )
     if reduction not in REDUCTIONS:
         raise ValueError(
-            f"segmentation_loss: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
+            f"segmentation_loss: reduction must be one of {', '.join(REDUCTIONS)}, "
+            f"got {reduction!r}"
         )
     if not 0 <= label_smoothing < 1:
         raise ValueError(

@@ -21,9 +21,9 @@ def boundary_f1(
     """Boundary F1 of one image (Csurka et al., BMVC 2013; as used by SegNet, PAMI 2017).
 
     For each class present in the target, the boundary of its region is compared with the boundary
-    of the predicted region: precision is the share of predicted boundary pixels within the tolerance
-    of a true one, recall the share of true ones within the tolerance of a predicted one, and
-    F1 = 2 P R / (P + R). The image's figure is the mean of F1 over these classes.
+    of the predicted region: precision is the share of predicted boundary pixels within the
+    tolerance of a true one, recall the share of true ones within the tolerance of a predicted one,
+    and F1 = 2 P R / (P + R). The image's figure is the mean of F1 over these classes.
 
     A boundary pixel is a pixel of the region with one of its four neighbours outside it; the frame
     of the image is no boundary. Distances are Euclidean and exact.

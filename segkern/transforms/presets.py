@@ -55,9 +55,7 @@ def build_train_transform(
         steps.append(v2.RandomHorizontalFlip())
     if color_jitter:
         steps.append(
-            v2.ColorJitter(
-                brightness=color_jitter, contrast=color_jitter, saturation=color_jitter
-            )
+            v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter)
         )
     return PairTransform(steps)
 

@@ -25,9 +25,7 @@ PIXELS = (
     184967,
 )
 IMAGES = (366, 365, 366, 367, 349, 319, 351, 173, 360, 317, 201)
-CAMVID = ClassCounts(
-    PIXELS, tuple(n * IMAGE_PIXELS for n in IMAGES), 2503995, 367 * IMAGE_PIXELS
-)
+CAMVID = ClassCounts(PIXELS, tuple(n * IMAGE_PIXELS for n in IMAGES), 2503995, 367 * IMAGE_PIXELS)
 """CamVid's training split, 360x480."""
 
 MEDIAN_11 = (0.2793, 0.2017, 4.7865, 0.1490, 1.0, 0.4217, 3.8467, 1.9736, 0.7889, 6.3747, 8.8587)

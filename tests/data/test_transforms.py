@@ -81,7 +81,9 @@ def test_flip_happens_half_the_time():
 def test_scale_range():
     sizes = set()
     for seed in range(40):
-        image, mask = PairTransform([RandomScale(0.5, 2.0)])(*coded(32, 48), generator=generator(seed))
+        image, mask = PairTransform([RandomScale(0.5, 2.0)])(
+            *coded(32, 48), generator=generator(seed)
+        )
         assert image.shape[1:] == mask.shape
         assert 16 <= mask.shape[0] <= 64 and abs(mask.shape[1] / mask.shape[0] - 1.5) < 0.1
         sizes.add(tuple(mask.shape))
@@ -91,7 +93,9 @@ def test_scale_range():
 @pytest.mark.parametrize("size", [(24, 40), (97, 131), (64, 80)])
 def test_resize_in_both_builds(size):
     recipe = dataclasses.replace(PLAIN, resize=size)
-    results = [build(recipe)(*coded(64, 80)) for build in (build_train_transform, build_eval_transform)]
+    results = [
+        build(recipe)(*coded(64, 80)) for build in (build_train_transform, build_eval_transform)
+    ]
     for image, mask in results:
         assert image.shape == (3, *size) and mask.shape == size
         assert set(mask.unique().tolist()) <= set(range(1, 8))

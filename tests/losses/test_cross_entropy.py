@@ -91,9 +91,7 @@ def test_weights_convention_is_torchs_mean(batch, weighted, smoothing, ignore):
         label_smoothing=smoothing,
     )
     (our_gradient,) = torch.autograd.grad(ours, logits)
-    theirs = F.cross_entropy(
-        logits, target, weight, ignore_index=ignore, label_smoothing=smoothing
-    )
+    theirs = F.cross_entropy(logits, target, weight, ignore_index=ignore, label_smoothing=smoothing)
     (their_gradient,) = torch.autograd.grad(theirs, logits)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
     torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-10, atol=1e-14)
@@ -134,9 +132,7 @@ def test_all_ignored_gives_zero_and_no_gradient(batch, reduction, weighted):
 def test_weights_of_zero(batch, reduction):
     logits, target, _ = batch
     logits.requires_grad_()
-    loss = segmentation_loss(
-        logits, target, weight=logits.new_zeros(5), reduction=reduction
-    )
+    loss = segmentation_loss(logits, target, weight=logits.new_zeros(5), reduction=reduction)
     loss.backward()
     assert loss.item() == 0 and (logits.grad == 0).all()
 
@@ -180,7 +176,9 @@ def test_large_sum_keeps_its_digits(device):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_integer_targets(batch, dtype):
     logits, target, _ = batch
-    assert torch.equal(segmentation_loss(logits, target.to(dtype)), segmentation_loss(logits, target))
+    assert torch.equal(
+        segmentation_loss(logits, target.to(dtype)), segmentation_loss(logits, target)
+    )
 
 
 def test_channels_last_and_strides(batch):

@@ -208,7 +208,9 @@ def test_prediction_out_of_range_at_an_ignored_pixel():
 def test_target_out_of_range(device):
     pred, target = random_maps(0, device=device)
     target[0, 0, :3] = 5
-    with pytest.raises(ValueError, match=r"target must be in \[0, 5\) or 255, got \[5\] in 3 pixels"):
+    with pytest.raises(
+        ValueError, match=r"target must be in \[0, 5\) or 255, got \[5\] in 3 pixels"
+    ):
         measured(pred, target, 5)
 
 

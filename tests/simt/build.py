@@ -112,15 +112,21 @@ def _ninja_script() -> str:
     ]
     runtime = sorted((HERE / "runtime").glob("*.cpp"))
     bindings = sorted(HERE.glob("bind_*.cpp"))
+    objects: dict[str, str] = {}  # object file -> its build statement
+    links: list[str] = []
     for variant, extra in VARIANTS.items():
-        for source in [*runtime, *bindings]:
-            lines += [f"build {variant}/{source.stem}.o: compile {source}", f"  variant = {extra}"]
-        objects = " ".join(f"{variant}/{source.stem}.o" for source in runtime)
+
+        def compiled(source: Path, variant: str = variant, extra: str = extra) -> str:
+            if variant == "portable" and source.stem != "fiber":
+                variant, extra = "plain", VARIANTS["plain"]  # nothing else differs
+            path = f"{variant}/{source.stem}.o"
+            objects[path] = f"build {path}: compile {source}\n  variant = {extra}"
+            return path
+
+        common = " ".join(compiled(source) for source in runtime)
         for source in bindings:
-            name = source.stem.removeprefix("bind_")
-            module = f"{variant}/simt_{name}{SUFFIX}"
-            lines += [
-                f"build {module}: link {variant}/{source.stem}.o {objects}",
-                f"  variant = {extra}",
+            module = f"{variant}/simt_{source.stem.removeprefix('bind_')}{SUFFIX}"
+            links += [
+                f"build {module}: link {compiled(source)} {common}\n  variant = {extra}",
             ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *objects.values(), *links]) + "\n"

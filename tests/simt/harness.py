@@ -124,7 +124,8 @@ def run_sanitized(name: str, calls: Sequence[Call]) -> list[tuple[Any, ...] | Ru
         check=False,
     )
     if result.returncode != 0:
-        raise SanitizerFinding(result.stderr.decode(errors="replace"))
+        report = result.stderr.decode(errors="replace")
+        raise SanitizerFinding(report[max(report.rfind("\ncalling "), 0) :].strip())
     return pickle.loads(result.stdout)
 
 

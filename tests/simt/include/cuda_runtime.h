@@ -10,6 +10,11 @@
 //   * __shared__ variables are trivially constructible and local to a kernel or device function;
 //   * warp-synchronous code names its mask; spinning is done on atomics;
 //   * local arrays stay small: a thread has 64 KB of stack.
+//
+// To put an operator on this rung, write bind_<op>.cpp (bind_max_pool.cpp is the model: it hands
+// the operator's own choice of kernel and grid a launcher over simt::launch) and test_simt_<op>.py,
+// which runs every case in all schedules with check_orders and a few of them with run_sanitized.
+// planted.cuh and test_planted.py show what is caught, and how it reads.
 #pragma once
 
 #include <math.h>

@@ -1,0 +1,90 @@
+"""`segkern info` and `segkern models`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Annotated
+
+import typer
+
+
+def info() -> None:
+    """Versions, what was compiled for which architectures, what this machine can run, and why not if not."""
+    from segkern.cli.plain import info as plain
+
+    plain()
+
+
+def models(
+    pattern: Annotated[
+        str, typer.Argument(help="A name, or shell wildcards as in 'segnet*'.", show_default=False)
+    ] = "*",
+) -> None:
+    """List the networks; with the name of one, its recipe."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from segkern.engine.errors import EngineError
+    from segkern.models import get_entry, get_weights, list_models
+
+    names = list_models(pattern)
+    if not names:
+        raise EngineError(f"models: no network matches {pattern!r}; there are {', '.join(list_models())}")
+    console = Console()
+    if len(names) > 1 or pattern != names[0]:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading, justify in (
+            ("name", "left"),
+            ("parameters", "right"),
+            ("classes", "right"),
+            ("reported result", "left"),
+            *([("weights", "left")] if any(get_weights(name) for name in names) else []),
+            ("paper", "left"),
+        ):
+            table.add_column(heading, justify=justify, no_wrap=heading != "reported result")
+        for name in names:
+            entry = get_entry(name)
+            reported = next(iter(entry.reported.items()), None)
+            table.add_row(
+                name,
+                f"{entry.parameters:,}",
+                str(entry.num_classes),
+                "" if reported is None else f"{reported[0]} {reported[1]:g}",
+                *([", ".join(get_weights(name))] if len(table.columns) == 6 else []),
+                _short(entry.paper),
+            )
+        console.print(table)
+        console.print("segkern models NAME shows a network's recipe.")
+        return
+    entry = get_entry(names[0])
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("parameters", f"{entry.parameters:,} at {entry.num_classes} classes")
+    facts.add_row("paper", entry.paper)
+    for what, value in entry.reported.items():
+        facts.add_row("reported", f"{what}: {value:g}")
+    facts.add_row("weights", ", ".join(get_weights(entry.name)) or "none built in")
+    facts.add_row("options", ", ".join(entry.options) or "none")
+    console.print(f"[bold]{entry.name}[/bold]")
+    console.print(facts)
+    recipe = Table(
+        title="Recipe (defaults of `segkern train`)",
+        title_justify="left",
+        show_header=False,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for field in dataclasses.fields(entry.recipe):
+        value = getattr(entry.recipe, field.name)
+        recipe.add_row(field.name, "none" if value is None else str(value))
+    console.print(recipe)
+
+
+def _short(paper: str) -> str:
+    """First author, and below year and arXiv number, of "A. One, B. Two: Title, Venue 2015, arXiv:1234.5678"."""
+    authors = paper.partition(":")[0].split(", ")
+    first = authors[0].split()[-1] + (" et al." if len(authors) > 1 else "")
+    year = re.findall(r"\b(?:19|20)\d\d\b", paper.partition("arXiv")[0])
+    number = re.search(r"arXiv:[\d.]*\d", paper)
+    return first + "\n" + ", ".join([*year[-1:], *([number[0]] if number else [])])

@@ -1,0 +1,107 @@
+"""`segkern evaluate` and `segkern predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_CHECKPOINT = "A run folder, a .safetensors file, or NAME:TAG for built-in weights."
+
+
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help=_CHECKPOINT, metavar="CKPT", show_default=False)],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="D", help="synthetic[:HxW], camvid:DIR or folder:DIR (default: the run's)."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Part of the data set: val, train or test.")] = "val",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Folder for metrics.json and pictures (RUN/evaluation)."
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="HxW", help="Bring images to this size (the run's).")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 4,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Loading processes.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Measure on at most so many images.")
+    ] = None,
+    absent: Annotated[
+        str, typer.Option("--absent", help="Classes without a pixel in mIoU: skip, zero or one.")
+    ] = "skip",
+    boundary: Annotated[bool, typer.Option("--boundary/--no-boundary", help="Compute boundary F1.")] = True,
+    tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored image.")] = False,
+    pictures: Annotated[int, typer.Option("--pictures", min=0, help="Panels photo | truth | prediction.")] = 6,
+) -> None:
+    """Measure a trained network: mIoU, accuracies, boundary F1, and pictures beside the truth."""
+    from segkern.cli.tables import evaluation_table, progress
+    from segkern.engine.errors import EngineError
+    from segkern.engine.evaluate import evaluate as run
+    from segkern.engine.settings import parse_size
+
+    if absent not in ("skip", "zero", "one"):
+        raise EngineError(f"evaluate: absent must be skip, zero or one, got {absent!r}")
+    if output is None:
+        base = Path(checkpoint)
+        output = base / "evaluation" if base.is_dir() else Path("evaluation")
+    with progress("evaluate") as step:
+        result = run(
+            checkpoint,
+            data,
+            split=split,
+            size=None if size is None else parse_size(size),
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            limit=limit,
+            absent=absent,
+            boundary=boundary,
+            tta=tta,
+            pictures=pictures,
+            output=output,
+            step=step,
+        )
+    evaluation_table(result)
+    typer.echo(f"written: {output}")
+
+
+def predict(
+    checkpoint: Annotated[str, typer.Argument(help=_CHECKPOINT, metavar="CKPT", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(help="Image files and folders of images.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for labels/, overlays/, legend.png.")
+    ] = Path("predictions"),
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Images of one size at a time.")
+    ] = 4,
+    tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored image.")] = False,
+) -> None:
+    """Segment images of any size: label maps, overlays and a legend.
+
+    An image that cannot be read is named at the end, with exit status 1; the others are done.
+    """
+    from segkern.cli.tables import progress
+    from segkern.engine.predict import predict as run
+
+    with progress("predict") as step:
+        result = run(checkpoint, images, output, device=device, batch_size=batch_size, tta=tta, step=step)
+    for path, name in result.done.items():
+        if name != path.stem:
+            typer.echo(f"{path} -> {name}.png")
+    typer.echo(f"{len(result.done)} images segmented: {result.output}")
+    if result.failed:
+        typer.echo(f"{len(result.failed)} could not be read:", err=True)
+        for path, reason in result.failed.items():
+            typer.echo(f"  {path}: {reason}", err=True)
+        raise typer.Exit(1)

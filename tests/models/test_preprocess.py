@@ -1,0 +1,48 @@
+"""The four input scalings against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from segkern.models import preprocess
+
+PIXEL = torch.tensor([255, 51, 0], dtype=torch.uint8).view(1, 3, 1, 1)
+
+EXPECTED = {
+    "unit": [1.0, 0.2, 0.0],
+    "bgr": [0.0, 51.0, 255.0],
+    "caffe": [-104.00699, 51 - 116.66877, 255 - 122.67892],
+    "imagenet": [(1 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, -0.406 / 0.225],
+}
+
+
+@pytest.mark.parametrize("mode", EXPECTED)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_modes(mode, dtype, device):
+    got = preprocess(PIXEL.to(device, dtype), mode)
+    assert got.dtype == (torch.float32 if dtype == torch.uint8 else dtype)
+    expected = torch.tensor(EXPECTED[mode], dtype=got.dtype, device=device)
+    torch.testing.assert_close(got.flatten(), expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", EXPECTED)
+def test_shapes_and_layouts(mode):
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    before = images.clone()
+    batch = preprocess(images.to(memory_format=torch.channels_last), mode)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(preprocess(images[1], mode), batch[1])
+    assert torch.equal(images, before)
+    floats = images.float()
+    preprocess(floats, mode)
+    assert torch.equal(floats, before.float())
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="mode must be one of unit, caffe, bgr, imagenet"):
+        preprocess(PIXEL, "rgb")
+    with pytest.raises(ValueError, match=r"images must be \(N, 3, H, W\)"):
+        preprocess(torch.zeros(1, 4, 2, 2), "unit")
+    with pytest.raises(TypeError, match="uint8 or floating"):
+        preprocess(PIXEL.long(), "unit")
