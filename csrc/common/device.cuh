@@ -8,6 +8,13 @@
 
 #include <cstdint>
 
+// Dynamic shared memory of a kernel; the tests' stand-in headers define it for the CPU.
+#ifndef SEGKERN_DYNAMIC_SHARED
+#define SEGKERN_DYNAMIC_SHARED(type, name)                                \
+  extern __shared__ __align__(16) unsigned char segkern_dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(segkern_dynamic_shared)
+#endif
+
 namespace segkern {
 
 constexpr int kBlockThreads = 256;

@@ -7,9 +7,6 @@
 
 namespace segkern {
 
-// Whether `threads` work items, and the padding of their last block, can be counted in 32 bits.
-inline bool fits_int32(int64_t threads) { return threads + kBlockThreads < INT32_MAX; }
-
 template <typename T>
 struct TypeTag {
   using type = T;
@@ -43,10 +40,11 @@ void by_bits(Element element, const Body& body) {
   }
 }
 
-// Calls body(TypeTag<int32_t>) where that counts the threads, else body(TypeTag<int64_t>).
-template <typename Body>
-void by_index(int64_t threads, const Body& body) {
-  if (fits_int32(threads)) {
+// Calls body(TypeTag<int32_t>) where that counts the threads and the padding of their last block,
+// else body(TypeTag<int64_t>). The limit is the launcher's, so that tests can reach both.
+template <typename Launch, typename Body>
+void by_index(const Launch& launch, int64_t threads, const Body& body) {
+  if (threads + kBlockThreads <= launch.int32_limit) {
     body(TypeTag<int32_t>{});
   } else {
     body(TypeTag<int64_t>{});

@@ -14,6 +14,7 @@ namespace segkern {
 // kernel gets the arguments as they are. Returns without a launch where there is nothing to do.
 struct CudaLauncher {
   cudaStream_t stream;
+  static constexpr int64_t int32_limit = INT32_MAX;
 
   template <typename... Params, typename... Args>
   void operator()(void (*kernel)(Params...), int64_t threads, Args... args) const {

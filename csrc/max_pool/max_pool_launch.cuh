@@ -35,7 +35,7 @@ void max_pool_fwd(const PoolParams& p, const Launch& launch) {
       const int64_t positions = p.batch * w.out_h * w.index_row(p.format);
       const int lanes = vector_lanes(p) ? kVector : 1;
       const int64_t threads = positions * (p.channels / lanes);
-      by_index(threads, [&](auto index) {
+      by_index(launch, threads, [&](auto index) {
         using index_t = typename decltype(index)::type;
         const auto kernel =
             lanes == 1      ? max_pool_channels_last_fwd_kernel<scalar_t, index_t, 1, false>
@@ -50,7 +50,7 @@ void max_pool_fwd(const PoolParams& p, const Launch& launch) {
     const int64_t padded =
         p.format == IndexFormat::kPacked ? w.words_per_row() * w.per_word() : w.out_w;
     const int64_t row_threads = vector ? padded / (kVector / 2) : padded;
-    by_index(rows * row_threads, [&](auto index) {
+    by_index(launch, rows * row_threads, [&](auto index) {
       using index_t = typename decltype(index)::type;
       launch(vector ? max_pool_2x2_fwd_kernel<scalar_t, index_t>
                     : max_pool_fwd_kernel<scalar_t, index_t>,
@@ -63,7 +63,7 @@ template <typename Launch>
 void max_pool_bwd(const PoolParams& p, const Launch& launch) {
   const int64_t threads = p.batch * p.channels * p.window.in_h * p.window.in_w;
   by_type(p.element, [&](auto type) {
-    by_index(threads, [&](auto index) {
+    by_index(launch, threads, [&](auto index) {
       launch(max_pool_bwd_kernel<typename decltype(type)::type, typename decltype(index)::type>,
              threads, p, threads);
     });
@@ -73,7 +73,7 @@ void max_pool_bwd(const PoolParams& p, const Launch& launch) {
 template <typename Launch>
 void convert_pool_indices(const ConvertParams& p, const Launch& launch) {
   const int64_t threads = p.from.batch * p.from.channels * p.from.window.out_h * p.row();
-  by_index(threads, [&](auto index) {
+  by_index(launch, threads, [&](auto index) {
     launch(convert_pool_indices_kernel<typename decltype(index)::type>, threads, p, threads);
   });
 }

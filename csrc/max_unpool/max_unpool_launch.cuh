@@ -31,7 +31,7 @@ void expand_tiles(const PoolParams& p, const Launch& launch) {
     const int64_t threads =
         vector ? p.batch * p.channels * ((w.in_h + 1) / 2) * (w.out_w / (kVector / 2))
                : p.batch * (p.channels / lanes) * tile_rows * tile_columns;
-    by_index(threads, [&](auto index) {
+    by_index(launch, threads, [&](auto index) {
       using index_t = typename decltype(index)::type;
       launch(vector      ? expand_2x2_kernel<bits_t, index_t>
              : lanes > 1 ? expand_tile_kernel<bits_t, index_t, kVector>
@@ -49,7 +49,7 @@ void select_tiles(const PoolParams& p, const Launch& launch) {
     const bool vector = vector_2x2(p);
     const int lanes = p.channels_last && vector_lanes(p) ? kVector : 1;
     const int64_t threads = window_elements(p) / (vector ? kVector / 2 : lanes);
-    by_index(threads, [&](auto index) {
+    by_index(launch, threads, [&](auto index) {
       using index_t = typename decltype(index)::type;
       launch(vector      ? select_2x2_kernel<bits_t, index_t>
              : lanes > 1 ? select_tile_kernel<bits_t, index_t, kVector>
@@ -63,7 +63,7 @@ void select_tiles(const PoolParams& p, const Launch& launch) {
 template <typename Launch>
 void elect_winners(const PoolParams& p, int* winners, const Launch& launch) {
   const int64_t threads = window_elements(p);
-  by_index(threads, [&](auto index) {
+  by_index(launch, threads, [&](auto index) {
     launch(elect_winners_kernel<typename decltype(index)::type>, threads, p, winners, threads);
   });
 }
@@ -72,7 +72,7 @@ template <typename Launch>
 void scatter_winners(const PoolParams& p, const int* winners, const Launch& launch) {
   const int64_t threads = plane_elements(p);
   by_bits(p.element, [&](auto type) {
-    by_index(threads, [&](auto index) {
+    by_index(launch, threads, [&](auto index) {
       launch(scatter_winners_kernel<typename decltype(type)::type, typename decltype(index)::type>,
              threads, p, winners, threads);
     });
@@ -83,7 +83,7 @@ template <typename Launch>
 void gather_windows(const PoolParams& p, const int* winners, const Launch& launch) {
   const int64_t threads = window_elements(p);
   by_bits(p.element, [&](auto type) {
-    by_index(threads, [&](auto index) {
+    by_index(launch, threads, [&](auto index) {
       launch(gather_kernel<typename decltype(type)::type, typename decltype(index)::type>, threads,
              p, winners, threads);
     });

@@ -5,13 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-_EXTRA = ("typer", "rich", "lightning", "tensorboard", "safetensors", "PIL", "matplotlib", "torchvision")
+_EXTRA = (
+    "typer",
+    "rich",
+    "lightning",
+    "tensorboard",
+    "safetensors",
+    "PIL",
+    "matplotlib",
+    "torchvision",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 1 (a run failed), 2 (wrong use), 130 (Ctrl-C).
+    """Run the command line; return 0, 1 (a run failed), 2 (wrong use) or 130 (Ctrl-C).
 
-    `segkern info` works with torch and numpy alone; everything else needs the `[train]` extra, and says so.
+    `segkern info` works with torch and numpy alone; everything else needs the `[train]` extra, and
+    says so.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -38,7 +48,8 @@ def _of_the_extra(error: ModuleNotFoundError) -> bool:
 
 def _say_extra(error: ModuleNotFoundError) -> int:
     print(
-        f"segkern: the package {error.name} is missing. The command line, training and evaluation need the "
+        f"segkern: the package {error.name} is missing. The command line, training and "
+        f"evaluation need the "
         "train extra:\n  pip install 'segkern[train]'\n(`segkern info` works without it.)",
         file=sys.stderr,
     )

@@ -10,7 +10,7 @@ import typer
 
 
 def info() -> None:
-    """Versions, what was compiled for which architectures, what this machine can run, and why not if not."""
+    """Versions, what was compiled, what this machine can run, and why not if not."""
     from segkern.cli.plain import info as plain
 
     plain()
@@ -31,7 +31,9 @@ def models(
 
     names = list_models(pattern)
     if not names:
-        raise EngineError(f"models: no network matches {pattern!r}; there are {', '.join(list_models())}")
+        raise EngineError(
+            f"models: no network matches {pattern!r}; there are {', '.join(list_models())}"
+        )
     console = Console()
     if len(names) > 1 or pattern != names[0]:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -82,7 +84,10 @@ def models(
 
 
 def _short(paper: str) -> str:
-    """First author, and below year and arXiv number, of "A. One, B. Two: Title, Venue 2015, arXiv:1234.5678"."""
+    """First author, and below year and arXiv number, of a paper.
+
+    `paper` reads "A. One, B. Two: Title, Venue 2015, arXiv:1234.5678".
+    """
     authors = paper.partition(":")[0].split(", ")
     first = authors[0].split()[-1] + (" et al." if len(authors) > 1 else "")
     year = re.findall(r"\b(?:19|20)\d\d\b", paper.partition("arXiv")[0])

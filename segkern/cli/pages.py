@@ -11,10 +11,12 @@ import typer
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page (RUN/report.html).")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The page (RUN/report.html)."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="D", help="Where the data lies, if the run's has moved.")
+        str | None,
+        typer.Option("--data", metavar="D", help="Where the data lies, if the run's has moved."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     pictures: Annotated[int, typer.Option("--pictures", min=0, help="Samples shown.")] = 4,
@@ -23,7 +25,7 @@ def report(
     ] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="Evaluate again.")] = False,
 ) -> None:
-    """Write one HTML page with pictures, curves, figures and kernel speed; it needs no other file."""
+    """Write one HTML page with pictures, curves, figures and kernel speed."""
     from segkern.engine.report import write_report
 
     page = write_report(
@@ -48,7 +50,7 @@ def demo(
         str, typer.Option("--max-time", metavar="TIME", help="Longest time to train.")
     ] = "2m",
 ) -> None:
-    """Train a small network on drawn scenes, evaluate it, segment photos, write OUTPUT/report.html."""
+    """Train a small network on drawn scenes, evaluate it, segment photos, write a report."""
     from segkern.engine.demo import demo as run
     from segkern.engine.settings import parse_duration
 

@@ -21,7 +21,10 @@ def describe(env: dict[str, Any]) -> list[str]:
     lines += [f"  {name:<{width}}  {value or '-'}" for name, value in env["versions"].items()]
     lines.append("native modules")
     for name, module in env["modules"].items():
-        lines.append(f"  {name:<8}  {'loaded' if module['loaded'] else 'not loaded: ' + str(module['reason'])}")
+        lines.append(
+            f"  {name:<8}  "
+            f"{'loaded' if module['loaded'] else 'not loaded: ' + str(module['reason'])}"
+        )
     lines.append(f"compiled for  {', '.join(env['architectures']) or 'the CPU only'}")
     summary = env.get("build", {}).get("summary")
     if summary:
@@ -32,7 +35,8 @@ def describe(env: dict[str, Any]) -> list[str]:
     for device in env["devices"]:
         covered = "covered" if device.get("covered") else "not covered by what was compiled"
         lines.append(
-            f"  GPU {device['index']}   {device['name']}, compute capability {device['capability']}, "
+            f"  GPU {device['index']}   {device['name']}, compute capability "
+            f"{device['capability']}, "
             f"{device['memory_gib']} GiB, {covered}"
         )
     if env["reasons"]:

@@ -15,12 +15,15 @@ _MACHINE = "Machine"
 
 
 def _option(*names: str, panel: str, help: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, help=help, metavar=metavar, show_default=False)
+    return typer.Option(
+        *names, rich_help_panel=panel, help=help, metavar=metavar, show_default=False
+    )
 
 
 def train(
     model: Annotated[
-        str | None, typer.Argument(help="Network, see `segkern models`; may be left out with --resume.")
+        str | None,
+        typer.Argument(help="Network, see `segkern models`; may be left out with --resume."),
     ] = None,
     data: Annotated[
         str | None,
@@ -33,15 +36,26 @@ def train(
     ] = None,
     output: Annotated[
         Path | None,
-        _option("--output", "-o", panel=_RUN, metavar="DIR", help="Folder of the run (default runs/MODEL)."),
+        _option(
+            "--output",
+            "-o",
+            panel=_RUN,
+            metavar="DIR",
+            help="Folder of the run (default runs/MODEL).",
+        ),
     ] = None,
     resume: Annotated[
-        bool, _option("--resume", panel=_RUN, help="Go on with the run in the folder, with its settings.")
+        bool,
+        _option(
+            "--resume", panel=_RUN, help="Go on with the run in the folder, with its settings."
+        ),
     ] = False,
     overwrite: Annotated[
         bool, _option("--overwrite", panel=_RUN, help="Replace the run in the folder.")
     ] = False,
-    epochs: Annotated[int | None, _option("--epochs", panel=_RUN, help="Passes over the data.")] = None,
+    epochs: Annotated[
+        int | None, _option("--epochs", panel=_RUN, help="Passes over the data.")
+    ] = None,
     max_steps: Annotated[
         int | None, _option("--max-steps", panel=_RUN, help="Stop after so many optimiser steps.")
     ] = None,
@@ -51,26 +65,30 @@ def train(
             "--max-time",
             panel=_RUN,
             metavar="TIME",
-            help="Stop training after this time, as 00:50:00, 50m or 1h30m: the step is finished, the "
-            "network validated and saved.",
+            help="Stop training after this time, as 00:50:00, 50m or 1h30m: the step is finished, "
+            "the network validated and saved.",
         ),
     ] = None,
-    seed: Annotated[int | None, _option("--seed", panel=_RUN, help="Seed of all randomness (0).")] = None,
+    seed: Annotated[
+        int | None, _option("--seed", panel=_RUN, help="Seed of all randomness (0).")
+    ] = None,
     size: Annotated[
         str | None,
         _option(
             "--size",
             panel=_RUN,
             metavar="HxW",
-            help="Bring all images to this size (default: the paper's for files; synthetic ones are drawn "
-            "at their own).",
+            help="Bring all images to this size (default: the paper's for files; synthetic ones are "
+            "drawn at their own).",
         ),
     ] = None,
     limit_train: Annotated[
-        int | None, _option("--limit-train", panel=_RUN, help="Use at most so many training images.")
+        int | None,
+        _option("--limit-train", panel=_RUN, help="Use at most so many training images."),
     ] = None,
     limit_val: Annotated[
-        int | None, _option("--limit-val", panel=_RUN, help="Use at most so many validation images.")
+        int | None,
+        _option("--limit-val", panel=_RUN, help="Use at most so many validation images."),
     ] = None,
     absent: Annotated[
         str | None,
@@ -93,13 +111,19 @@ def train(
         float | None, _option("--weight-decay", panel=_RECIPE, help="L2 added to the gradient.")
     ] = None,
     schedule: Annotated[
-        str | None, _option("--schedule", panel=_RECIPE, metavar="NAME", help="constant, step or poly.")
+        str | None,
+        _option("--schedule", panel=_RECIPE, metavar="NAME", help="constant, step or poly."),
     ] = None,
     step_size: Annotated[
-        int | None, _option("--step-size", panel=_RECIPE, help="Iterations between two steps of 'step'.")
+        int | None,
+        _option("--step-size", panel=_RECIPE, help="Iterations between two steps of 'step'."),
     ] = None,
-    gamma: Annotated[float | None, _option("--gamma", panel=_RECIPE, help="Factor of 'step'.")] = None,
-    power: Annotated[float | None, _option("--power", panel=_RECIPE, help="Exponent of 'poly'.")] = None,
+    gamma: Annotated[
+        float | None, _option("--gamma", panel=_RECIPE, help="Factor of 'step'.")
+    ] = None,
+    power: Annotated[
+        float | None, _option("--power", panel=_RECIPE, help="Exponent of 'poly'.")
+    ] = None,
     class_weights: Annotated[
         str | None,
         _option(
@@ -112,24 +136,32 @@ def train(
             "--loss-reduction",
             panel=_RECIPE,
             metavar="NAME",
-            help="Divide the weighted loss by the number of pixels (pixels) or their weights (weights).",
+            help="Divide the loss by the number of pixels (pixels) or their weights (weights).",
         ),
     ] = None,
     input_mode: Annotated[
         str | None,
         _option(
-            "--input", panel=_RECIPE, metavar="NAME", help="Scaling of images: unit, caffe, bgr, imagenet."
+            "--input",
+            panel=_RECIPE,
+            metavar="NAME",
+            help="Scaling of images: unit, caffe, bgr, imagenet.",
         ),
     ] = None,
     bias_lr_mult: Annotated[
         float | None, _option("--bias-lr-mult", panel=_RECIPE, help="Factor on the rate of biases.")
     ] = None,
     bias_decay_mult: Annotated[
-        float | None, _option("--bias-decay-mult", panel=_RECIPE, help="Factor on the decay of biases.")
+        float | None,
+        _option("--bias-decay-mult", panel=_RECIPE, help="Factor on the decay of biases."),
     ] = None,
     norm_decay: Annotated[
         bool | None,
-        _option("--norm-decay/--no-norm-decay", panel=_RECIPE, help="Decay norm layers and PReLU slopes."),
+        _option(
+            "--norm-decay/--no-norm-decay",
+            panel=_RECIPE,
+            help="Decay norm layers and PReLU slopes.",
+        ),
     ] = None,
     crop: Annotated[
         str | None, _option("--crop", panel=_RECIPE, metavar="HxW|none", help="Random crop.")
@@ -143,12 +175,17 @@ def train(
     ] = None,
     weights: Annotated[
         str | None,
-        _option("--weights", panel=_NETWORK, metavar="W", help="Start from a tag or a weights file."),
+        _option(
+            "--weights", panel=_NETWORK, metavar="W", help="Start from a tag or a weights file."
+        ),
     ] = None,
     weights_backbone: Annotated[
         str | None,
         _option(
-            "--weights-backbone", panel=_NETWORK, metavar="W", help="Start the encoder from a tag or file."
+            "--weights-backbone",
+            panel=_NETWORK,
+            metavar="W",
+            help="Start the encoder from a tag or file.",
         ),
     ] = None,
     option: Annotated[
@@ -161,7 +198,8 @@ def train(
         ),
     ] = None,
     device: Annotated[
-        str | None, _option("--device", panel=_MACHINE, metavar="NAME", help="auto (default), cpu or cuda.")
+        str | None,
+        _option("--device", panel=_MACHINE, metavar="NAME", help="auto (default), cpu or cuda."),
     ] = None,
     devices: Annotated[
         int | None, _option("--devices", panel=_MACHINE, help="GPUs, or processes on the CPU (1).")
@@ -171,12 +209,14 @@ def train(
         _option(
             "--nodes",
             panel=_MACHINE,
-            help="Machines (1); each runs this command with MASTER_ADDR, MASTER_PORT and NODE_RANK set.",
+            help="Machines (1); each runs this with MASTER_ADDR, MASTER_PORT and NODE_RANK set.",
         ),
     ] = None,
     precision: Annotated[
         str | None,
-        _option("--precision", panel=_MACHINE, metavar="P", help="32 (default), bf16-mixed or 16-mixed."),
+        _option(
+            "--precision", panel=_MACHINE, metavar="P", help="32 (default), bf16-mixed or 16-mixed."
+        ),
     ] = None,
     workers: Annotated[
         int | None,
@@ -184,12 +224,16 @@ def train(
     ] = None,
     cache: Annotated[
         bool | None,
-        _option("--cache/--no-cache", panel=_MACHINE, help="Keep decoded image files in memory (yes)."),
+        _option(
+            "--cache/--no-cache", panel=_MACHINE, help="Keep decoded image files in memory (yes)."
+        ),
     ] = None,
     channels_last: Annotated[
         bool | None,
         _option(
-            "--channels-last/--no-channels-last", panel=_MACHINE, help="Memory format of the network (yes)."
+            "--channels-last/--no-channels-last",
+            panel=_MACHINE,
+            help="Memory format of the network (yes).",
         ),
     ] = None,
     compile_network: Annotated[
@@ -204,12 +248,14 @@ def train(
         ),
     ] = None,
     progress: Annotated[
-        bool | None, _option("--progress/--no-progress", panel=_MACHINE, help="Progress bar (on a terminal).")
+        bool | None,
+        _option("--progress/--no-progress", panel=_MACHINE, help="Progress bar (on a terminal)."),
     ] = None,
 ) -> None:
     """Train a network with its paper's recipe; every number can be changed.
 
-    The run folder gets config.json, metrics.csv, last.ckpt, best.safetensors, log.txt and tensorboard/.
+    The run folder gets config.json, metrics.csv, last.ckpt, best.safetensors, log.txt and
+    tensorboard/.
 
     Example: segkern train enet --data camvid:DIR --output runs/enet --max-time 50m
     """
@@ -267,7 +313,9 @@ def train(
         progress=progress,
     )
     if result.reason == "complete":
-        typer.echo(f"nothing to do: the run has all its {result.epochs} epochs ({result.steps} steps)")
+        typer.echo(
+            f"nothing to do: the run has all its {result.epochs} epochs ({result.steps} steps)"
+        )
     typer.echo(f"run: {result.run}")
 
 

@@ -11,22 +11,32 @@ _CHECKPOINT = "A run folder, a .safetensors file, or NAME:TAG for built-in weigh
 
 
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help=_CHECKPOINT, metavar="CKPT", show_default=False)],
+    checkpoint: Annotated[
+        str, typer.Argument(help=_CHECKPOINT, metavar="CKPT", show_default=False)
+    ],
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="D", help="synthetic[:HxW], camvid:DIR or folder:DIR (default: the run's)."
+            "--data",
+            metavar="D",
+            help="synthetic[:HxW], camvid:DIR or folder:DIR (default: the run's).",
         ),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="Part of the data set: val, train or test.")] = "val",
+    split: Annotated[
+        str, typer.Option("--split", help="Part of the data set: val, train or test.")
+    ] = "val",
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="DIR", help="Folder for metrics.json and pictures (RUN/evaluation)."
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder for metrics.json and pictures (RUN/evaluation).",
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option("--size", metavar="HxW", help="Bring images to this size (the run's).")
+        str | None,
+        typer.Option("--size", metavar="HxW", help="Bring images to this size (the run's)."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 4,
@@ -37,9 +47,13 @@ def evaluate(
     absent: Annotated[
         str, typer.Option("--absent", help="Classes without a pixel in mIoU: skip, zero or one.")
     ] = "skip",
-    boundary: Annotated[bool, typer.Option("--boundary/--no-boundary", help="Compute boundary F1.")] = True,
+    boundary: Annotated[
+        bool, typer.Option("--boundary/--no-boundary", help="Compute boundary F1.")
+    ] = True,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored image.")] = False,
-    pictures: Annotated[int, typer.Option("--pictures", min=0, help="Panels photo | truth | prediction.")] = 6,
+    pictures: Annotated[
+        int, typer.Option("--pictures", min=0, help="Panels photo | truth | prediction.")
+    ] = 6,
 ) -> None:
     """Measure a trained network: mIoU, accuracies, boundary F1, and pictures beside the truth."""
     from segkern.cli.tables import evaluation_table, progress
@@ -74,12 +88,17 @@ def evaluate(
 
 
 def predict(
-    checkpoint: Annotated[str, typer.Argument(help=_CHECKPOINT, metavar="CKPT", show_default=False)],
+    checkpoint: Annotated[
+        str, typer.Argument(help=_CHECKPOINT, metavar="CKPT", show_default=False)
+    ],
     images: Annotated[
         list[Path], typer.Argument(help="Image files and folders of images.", show_default=False)
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for labels/, overlays/, legend.png.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Folder for labels/, overlays/, legend.png."
+        ),
     ] = Path("predictions"),
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     batch_size: Annotated[
@@ -95,7 +114,9 @@ def predict(
     from segkern.engine.predict import predict as run
 
     with progress("predict") as step:
-        result = run(checkpoint, images, output, device=device, batch_size=batch_size, tta=tta, step=step)
+        result = run(
+            checkpoint, images, output, device=device, batch_size=batch_size, tta=tta, step=step
+        )
     for path, name in result.done.items():
         if name != path.stem:
             typer.echo(f"{path} -> {name}.png")

@@ -36,10 +36,10 @@ COLUMNS = (
 class StepGuard(Callback):
     """Counts steps, looks at the loss, and ends the run at its limits.
 
-    A loss that is not finite raises RunStopped before anything is saved. At `epochs`, `max_steps` or after
-    `max_time` seconds from `started` the step at hand is finished, the network validated and saved. All
-    processes decide together. On a GPU the loss is looked at every `every` steps, as that waits for the
-    device; a bad loss in between still shows, in the running sum.
+    A loss that is not finite raises RunStopped before anything is saved. At `epochs`, `max_steps`
+    or after `max_time` seconds from `started` the step at hand is finished, the network validated
+    and saved. All processes decide together. On a GPU the loss is looked at every `every` steps, as
+    that waits for the device; a bad loss in between still shows, in the running sum.
     """
 
     def __init__(
@@ -124,17 +124,19 @@ class StepGuard(Callback):
             where = "No checkpoint had been written yet."
         value = self.loss if not math.isfinite(self.loss) else state.loss_sum
         return (
-            f"train: the loss became {value} at step {state.step} (epoch {state.epoch + 1}); the run stopped. "
+            f"train: the loss became {value} at step {state.step} (epoch {state.epoch + 1}); the "
+            f"run stopped. "
             f"{where}\nA lower --lr or --precision 32 may help."
         )
 
 
 class Recorder(Callback):
-    """At the end of an epoch, or of the run: metrics.csv, best.safetensors, last.ckpt, in this order.
+    """At the end of an epoch or run: metrics.csv, best.safetensors, last.ckpt, in this order.
 
-    Every file is replaced as a whole; the checkpoint carries the rows of metrics.csv and the random-number
-    states of all processes, so that whatever a killed process left is brought back in line on resume. A run
-    that stops inside an epoch writes a row for the part done; resuming takes that row back.
+    Every file is replaced as a whole; the checkpoint carries the rows of metrics.csv and the
+    random-number states of all processes, so that whatever a killed process left is brought back in
+    line on resume. A run that stops inside an epoch writes a row for the part done; resuming takes
+    that row back.
     """
 
     def __init__(
@@ -162,7 +164,8 @@ class Recorder(Callback):
             write_rows(self.run / METRICS, self.state.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        # Both a run that goes on and one that resumes start an epoch from the state at the last one's end.
+        # Both a run that goes on and one that resumes start an epoch from the state at the last
+        # one's end.
         if self._rng is not None:
             restore_rng(self._rng)
         self._epoch_started = self._epoch_started or time.monotonic()
@@ -252,7 +255,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write metrics.csv: one row per epoch, floats with all their digits, empty where not measured."""
+    """Write metrics.csv: a row per epoch, floats with all their digits, empty if not measured."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -20,10 +20,13 @@ class Line:
     points: Sequence[tuple[float, float]]
 
 
-def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, from_zero: bool = False) -> str:
-    """An SVG of the lines with axes, grid and a title on each point; "" where there is nothing to draw."""
+def line_chart(
+    lines: Sequence[Line], *, x_label: str, y_label: str, from_zero: bool = False
+) -> str:
+    """An SVG of the lines with axes, grid and a title on each point; "" for no points."""
     lines = [
-        Line(line.name, line.css, [p for p in line.points if all(map(math.isfinite, p))]) for line in lines
+        Line(line.name, line.css, [p for p in line.points if all(map(math.isfinite, p))])
+        for line in lines
     ]
     values = [y for line in lines for _, y in line.points]
     places = [x for line in lines for x, _ in line.points]
@@ -46,12 +49,22 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, from_zero: 
     ]
     for tick in ticks:
         _, y = at(first, tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick, ticks)}</text>')
-    marks = [t for t in _ticks(first, last) if t == int(t) and first <= t <= last] if last > first else []
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+        parts.append(
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick, ticks)}</text>'
+        )
+    marks = (
+        [t for t in _ticks(first, last) if t == int(t) and first <= t <= last]
+        if last > first
+        else []
+    )
     for mark in marks or sorted({first, last}):
         x, _ = at(mark, low)
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{mark:g}</text>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{mark:g}</text>'
+        )
     parts.append(
         f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 4}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
@@ -66,7 +79,8 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, from_zero: 
             x, y = at(*point)
             parts.append(
                 f'<circle class="dot {line.css}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
-                f"<title>{escape(line.name)}, {escape(x_label)} {point[0]:g}: {point[1]:.4g}</title></circle>"
+                f"<title>{escape(line.name)}, {escape(x_label)} {point[0]:g}: "
+                f"{point[1]:.4g}</title></circle>"
             )
     parts.append("</svg>")
     return "".join(parts)

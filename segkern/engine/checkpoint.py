@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,13 @@ LICENCES = {
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file, forces it to disk and swaps it in, so the previous one is never lost."""
+    """Writes a temporary file, forces it to disk and swaps it in: the old one is never lost."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        # Through memory: the zip writer of torch turns a full disk into an error without its number.
+        # Through memory: the zip writer of torch turns a full disk into an error without its
+        # number.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_atomic(Path(path), buffer.getbuffer())
@@ -51,8 +51,10 @@ def read_state(checkpoint: Path) -> RunState:
     return state
 
 
-def build_card(network: nn.Module, settings: Any, dataset: Any, measured: dict[str, Any]) -> dict[str, Any]:
-    """What a weights file says of itself: how to rebuild and feed the network, and how good it is at what.
+def build_card(
+    network: nn.Module, settings: Any, dataset: Any, measured: dict[str, Any]
+) -> dict[str, Any]:
+    """What a weights file says of itself: how to rebuild and feed the network, how good it is.
 
     `measured` holds the validation figures (miou, iou, ...) with epoch and step.
     """

@@ -28,12 +28,12 @@ def demo(
     photos: int = 4,
     show: Callable[[str], None] = print,
 ) -> Path:
-    """Train a small ENet on drawn street scenes, measure it, segment a few photos, write the report.
+    """Train a small ENet on drawn street scenes, measure it, segment photos, write the report.
 
-    OUTPUT/run is the run, OUTPUT/photos and OUTPUT/predictions the photos and what came of them, and
-    OUTPUT/report.html, which is returned, the report. What an earlier demo left there is replaced. Training
-    ends after `epochs`, or after `max_time` seconds on a slower machine. The learning rate is four times
-    the paper's, as there are few steps.
+    OUTPUT/run is the run, OUTPUT/photos and OUTPUT/predictions the photos and what came of them,
+    and OUTPUT/report.html, which is returned, the report. What an earlier demo left there is
+    replaced. Training ends after `epochs`, or after `max_time` seconds on a slower machine. The
+    learning rate is four times the paper's, as there are few steps.
     """
     folder = Path(output)
     run = folder / "run"

@@ -32,7 +32,7 @@ def overlay(
 
 
 def save_labels(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
-    """Write labels (H, W) as a PNG of mode P: the pixel values are the classes, shown in their colours."""
+    """Write labels (H, W) as a PNG of mode P: pixel values are classes, shown in their colours."""
     picture = Image.fromarray(labels.astype(np.uint8), mode="L")
     table = np.zeros((256, 3), dtype=np.uint8)
     table[: len(palette)] = palette
@@ -45,27 +45,31 @@ def legend(names: Sequence[str], palette: np.ndarray) -> Image.Image:
     font = _font(16)
     swatch, line = 22, 30
     width = max((int(font.getlength(name)) for name in names), default=0)
-    picture = Image.new("RGB", (3 * _GAP + swatch + 4 + width + _GAP, line * len(names) + _GAP), _PAPER)
+    picture = Image.new(
+        "RGB", (3 * _GAP + swatch + 4 + width + _GAP, line * len(names) + _GAP), _PAPER
+    )
     draw = ImageDraw.Draw(picture)
     for row, (name, colour) in enumerate(zip(names, palette, strict=True)):
         top = row * line + _GAP
         draw.rectangle(
-            (_GAP, top, _GAP + swatch, top + swatch), fill=tuple(int(c) for c in colour), outline=_INK
+            (_GAP, top, _GAP + swatch, top + swatch),
+            fill=tuple(int(c) for c in colour),
+            outline=_INK,
         )
-        draw.text((2 * _GAP + swatch + 4, top + swatch / 2), name, fill=_INK, font=font, anchor="lm")
+        draw.text(
+            (2 * _GAP + swatch + 4, top + swatch / 2), name, fill=_INK, font=font, anchor="lm"
+        )
     return picture
 
 
 def panel(pictures: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
-    """Pictures (title, RGB array) of one size side by side under their titles; small ones are enlarged."""
+    """Pictures (title, RGB array) of one size side by side; small ones are enlarged."""
     font = _font(14)
     times = -(-_SMALL // pictures[0][1].shape[1])
     pictures = [(title, array.repeat(times, 0).repeat(times, 1)) for title, array in pictures]
     height, width = pictures[0][1].shape[:2]
     head = 24
-    sheet = Image.new(
-        "RGB", (len(pictures) * (width + _GAP) + _GAP, height + head + _GAP), _PAPER
-    )
+    sheet = Image.new("RGB", (len(pictures) * (width + _GAP) + _GAP, height + head + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, (title, array) in enumerate(pictures):
         left = _GAP + column * (width + _GAP)

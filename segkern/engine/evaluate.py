@@ -45,14 +45,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a checkpoint on a split of a data set, with one confusion matrix over all its pixels.
 
-    checkpoint: see `load_trained`. data: default is the data of the run the checkpoint came from. size:
-    (H, W) every image is brought to; default is that of the run. absent: what a class without a pixel in
-    truth and prediction counts in the means ("skip", "zero", "one"). output: folder for metrics.json, a
-    legend and `pictures` panels (photo, truth, prediction) spread evenly over the set; None writes nothing.
-    step: called with (images done, images in all).
+    checkpoint: see `load_trained`. data: default is the data of the run the checkpoint came from.
+    size: (H, W) every image is brought to; default is that of the run. absent: what a class without
+    a pixel in truth and prediction counts in the means ("skip", "zero", "one"). output: folder for
+    metrics.json, a legend and `pictures` panels (photo, truth, prediction) spread evenly over the
+    set; None writes nothing. step: called with (images done, images in all).
 
-    Returns what metrics.json holds: miou, per_class, pixel_accuracy, mean_accuracy, fw_iou, boundary_f1
-    and how they were measured. A figure that is not defined is None. Deterministic on the CPU.
+    Returns what metrics.json holds: miou, per_class, pixel_accuracy, mean_accuracy, fw_iou,
+    boundary_f1 and how they were measured. A figure that is not defined is None. Deterministic on
+    the CPU.
     """
     trained = load_trained(checkpoint, device)
     dataset, spec, size = open_for(trained, data, split=split, size=size, limit=limit)
@@ -70,7 +71,8 @@ def evaluate(
         for images, target in batch:
             labels = trained.predict(images, tta=tta)
             metrics.update(labels, target)
-        # Samples of mixed sizes come in another order within a batch; those are drawn from the data set.
+        # Samples of mixed sizes come in another order within a batch; those are drawn from the data
+        # set.
         count = sum(len(target) for _, target in batch)
         if folder is not None:
             for index in range(done, done + count):
@@ -96,10 +98,10 @@ def open_for(
     size: tuple[int, int] | None = None,
     limit: int | None = None,
 ) -> tuple[SegmentationDataset, str, tuple[int, int] | None]:
-    """The data set to measure `trained` on, with its specification and the size images are brought to.
+    """The data set to measure `trained` on, its specification, and the size of its images.
 
-    Without `data` and `size` those of the run. Raises EngineError where they are not known, or where the
-    classes do not agree.
+    Without `data` and `size` those of the run. Raises EngineError where they are not known, or
+    where the classes do not agree.
     """
     spec, size = _data_of(trained, data, size)
     seed = trained.settings.get("seed", 0)
@@ -117,11 +119,13 @@ def _data_of(
         spec = "synthetic" if str(trained.card.get("data", "")).startswith("synthetic") else None
     if spec is None:
         raise EngineError(
-            f"evaluate: {trained.source} was trained on {trained.card.get('data', 'unknown data')}; "
+            f"evaluate: {trained.source} was trained on "
+            f"{trained.card.get('data', 'unknown data')}; "
             "say where that lies with --data"
         )
     if size is None and not spec.startswith("synthetic:"):
-        stored = trained.settings.get("size") or trained.card.get("protocol", {}).get("size")
+        of_card = trained.card.get("protocol", {}).get("size")
+        stored = trained.settings["size"] if trained.settings else of_card
         size = tuple(stored) if stored else None
     return spec, size
 
@@ -191,7 +195,9 @@ def _clear_pictures(folder: Path) -> None:
         old.unlink()
 
 
-def _draw(trained: Trained, dataset: SegmentationDataset, index: int, folder: Path, tta: bool) -> str:
+def _draw(
+    trained: Trained, dataset: SegmentationDataset, index: int, folder: Path, tta: bool
+) -> str:
     picture = draw_sample(trained, dataset, index, tta=tta)
     name = f"{index:05d}_{picture.name}.png"
     panel(
@@ -202,7 +208,7 @@ def _draw(trained: Trained, dataset: SegmentationDataset, index: int, folder: Pa
 
 @dataclass
 class SamplePicture:
-    """A sample for the eye: RGB arrays (H, W, 3) uint8 of the photo, the true and the predicted map."""
+    """A sample for the eye: the photo and both maps as RGB arrays (H, W, 3) uint8."""
 
     name: str
     photo: np.ndarray

@@ -10,11 +10,11 @@ from typing import Any
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a machine that stops, sees the old or the new file.
+    """Write `data` to `path` so that the old or the new file is there at any moment.
 
-    The bytes go to a temporary file in the same folder, are forced to disk, and replace `path` in one
-    step. When anything fails (a full disk, for one) the temporary file is removed, the old file is
-    untouched and the OSError goes on to the caller.
+    The bytes go to a temporary file in the same folder, are forced to disk, and replace `path` in
+    one step. When anything fails (a full disk, for one) the temporary file is removed, the old file
+    is untouched and the OSError goes on to the caller.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -20,8 +20,8 @@ _GRACE = 30.0  # seconds that the others get to end after one process has failed
 
 
 def started_outside() -> bool:
-    """True in a process that torchrun, a cluster's launcher or `launch` has started."""
-    return "LOCAL_RANK" in os.environ
+    """True in one of several processes that torchrun, a cluster or `launch` has started."""
+    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def free_port() -> int:
@@ -33,16 +33,17 @@ def free_port() -> int:
 def launch(run: Path, job: dict[str, Any], *, devices: int, nodes: int) -> None:
     """Start `devices` processes of a job on this machine and wait for them.
 
-    With several nodes, each node runs the same command with MASTER_ADDR, MASTER_PORT and NODE_RANK set.
-    When one process ends with an error the others are ended too, and RunStopped or EngineError carries its
-    message. Children end by themselves when this process dies.
+    With several nodes, each node runs the same command with MASTER_ADDR, MASTER_PORT and NODE_RANK
+    set. When one process ends with an error the others are ended too, and RunStopped or EngineError
+    carries its message. Children end by themselves when this process dies.
     """
     environment = dict(os.environ)
     if nodes > 1:
         missing = [n for n in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if n not in environment]
         if missing:
             raise EngineError(
-                f"train: with --nodes {nodes} each node needs {', '.join(missing)} in its environment "
+                f"train: with --nodes {nodes} each node needs {', '.join(missing)} in its "
+                f"environment "
                 "(or start the command with torchrun)"
             )
     else:
@@ -114,6 +115,10 @@ def _follow_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
 def main() -> int:
     """Entry of a child process: the job is the only argument, as JSON."""
     from segkern.data import DatasetError
@@ -124,12 +129,14 @@ def main() -> int:
     _follow_parent()
     settings = TrainSettings.from_json(job["settings"])
     try:
-        run_job(settings, resume=job["resume"])
+        run_job(settings, resume=job["resume"], show=_print)
     except (EngineError, DatasetError) as error:
         code = getattr(error, "exit_code", 2)
         if int(os.environ["LOCAL_RANK"]) == 0:
             note = Path(settings.output) / FAILURE
-            note.write_text(json.dumps({"message": str(error), "exit_code": code}), encoding="utf-8")
+            note.write_text(
+                json.dumps({"message": str(error), "exit_code": code}), encoding="utf-8"
+            )
         return code
     return 0
 

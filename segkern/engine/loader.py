@@ -26,9 +26,10 @@ def collate_by_size(samples: list[Sample]) -> list[Sample]:
 class TrainLoader:
     """Training batches from where `state` stands to the end of the epoch.
 
-    `len()` and iteration follow `state`, and iteration starts the loading only when the first batch is asked
-    for, so that making an iterator twice costs nothing. Worker processes live as long as the loader.
-    Samples left over at the end of an epoch, fewer than a batch, are not used in that epoch.
+    `len()` and iteration follow `state`, and iteration starts the loading only when the first batch
+    is asked for, so that making an iterator twice costs nothing. Worker processes live as long as
+    the loader. Samples left over at the end of an epoch, fewer than a batch, are not used in that
+    epoch.
 
     batch_size: samples of an optimiser step over all `world` processes.
     """
@@ -51,7 +52,8 @@ class TrainLoader:
             )
         if len(dataset) < batch_size:
             raise EngineError(
-                f"train: batch_size must be at most the number of training samples, {len(dataset)}, "
+                f"train: batch_size must be at most the number of training samples, "
+                f"{len(dataset)}, "
                 f"got {batch_size}; give --batch-size"
             )
         self.dataset = dataset

@@ -56,7 +56,7 @@ class Trained:
 
 
 def pick_device(device: str) -> torch.device:
-    """The torch device of "auto", "cpu", "cuda" or "cuda:N"; EngineError where there is none such."""
+    """The torch device of "auto", "cpu", "cuda" or "cuda:N"; EngineError if there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -64,7 +64,9 @@ def pick_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise EngineError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise EngineError(f"device {device} is not available: torch sees {torch.cuda.device_count()} GPUs")
+        raise EngineError(
+            f"device {device} is not available: torch sees {torch.cuda.device_count()} GPUs"
+        )
     if chosen.type not in ("cpu", "cuda"):
         raise EngineError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
     return chosen
@@ -73,8 +75,9 @@ def pick_device(device: str) -> torch.device:
 def load_trained(source: str | Path, device: str = "auto") -> Trained:
     """Load a network for use.
 
-    source: a run folder (its best.safetensors), a .safetensors file with a card, or NAME:TAG for built-in
-    weights. Raises EngineError where there is nothing to load, WeightsError for weights that do not fit.
+    source: a run folder (its best.safetensors), a .safetensors file with a card, or NAME:TAG for
+    built-in weights. Raises EngineError where there is nothing to load, WeightsError for weights
+    that do not fit.
     """
     chosen = pick_device(device)
     path = Path(source)
@@ -115,7 +118,8 @@ def _builtin(source: str) -> Path:
     name, colon, tag = source.partition(":")
     if not colon or name not in list_models():
         raise EngineError(
-            f"no such checkpoint: {source}; wanted is a run folder, a .safetensors file or NAME:TAG for "
+            f"no such checkpoint: {source}; wanted is a run folder, a .safetensors file or "
+            f"NAME:TAG for "
             "built-in weights"
         )
     tags = get_weights(name)

@@ -19,9 +19,9 @@ from segkern.models._preprocess import preprocess
 class SegmentationModule(lightning.LightningModule):
     """Trains `network` as `recipe` says and measures it on a validation set.
 
-    A training batch is (images (N, 3, H, W) uint8 RGB, labels (N, H, W) int64 with 255 for ignore); a
-    validation batch is a list of such pairs, one per image size. Scaling to the network's input is done on
-    the device. Validation counts every pixel of every process in one confusion matrix.
+    A training batch is (images (N, 3, H, W) uint8 RGB, labels (N, H, W) int64 with 255 for ignore);
+    a validation batch is a list of such pairs, one per image size. Scaling to the network's input
+    is done on the device. Validation counts every pixel of every process in one confusion matrix.
 
     channels_last: run the network in torch.channels_last; the numbers agree up to rounding.
     """
@@ -77,7 +77,8 @@ class SegmentationModule(lightning.LightningModule):
         return self.loss(self(images), target)
 
     def on_validation_epoch_start(self) -> None:
-        # Where several processes trained, each has normalised with the statistics of its own images.
+        # Where several processes trained, each has normalised with the statistics of its own
+        # images.
         average_buffers(self.network)
         self._metrics = SegmentationMetrics(
             self.num_classes, ignore_index=self.ignore_index, absent=self.absent
@@ -88,7 +89,9 @@ class SegmentationModule(lightning.LightningModule):
         for images, target in batch:
             logits = self(images)
             loss = self.loss(logits, target)
-            self._val_loss += torch.tensor([float(loss) * len(images), len(images)], dtype=torch.float64)
+            self._val_loss += torch.tensor(
+                [float(loss) * len(images), len(images)], dtype=torch.float64
+            )
             self._metrics.update(predict_labels(logits, target.shape[-2:]), target)
 
     def on_validation_epoch_end(self) -> None:
@@ -115,7 +118,7 @@ class SegmentationModule(lightning.LightningModule):
 
 
 def labels_at(target: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Labels (N, H, W) int64 at another size, nearest neighbour (the paper's rule for 1/8 resolution)."""
+    """Labels (N, H, W) int64 at another size by nearest neighbour, as ENet's first stage asks."""
     if tuple(target.shape[-2:]) == tuple(size):
         return target
     # float32 holds every label below 2^24 exactly.
@@ -124,9 +127,11 @@ def labels_at(target: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
 
 
 def predict_labels(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Class (N, H, W) int64 with the largest logit, at `size`; smaller logits are enlarged bilinearly."""
+    """Class (N, H, W) int64 of the largest logit; smaller logits are enlarged bilinearly."""
     if tuple(logits.shape[-2:]) != tuple(size):
-        logits = F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
+        logits = F.interpolate(
+            logits.float(), size=tuple(size), mode="bilinear", align_corners=False
+        )
     return logits.argmax(dim=1)
 
 
@@ -137,7 +142,7 @@ def distributed() -> bool:
 
 @torch.no_grad()
 def average_buffers(network: nn.Module) -> None:
-    """Give every process the mean of all processes' floating-point buffers (running mean, variance)."""
+    """Give every process the mean of all processes' running means and variances."""
     if not distributed():
         return
     world = torch.distributed.get_world_size()

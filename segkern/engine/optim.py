@@ -22,11 +22,13 @@ def parameter_groups(
     """Split the trainable parameters of `network` into at most three groups.
 
     * weights of convolutions and linear layers: `lr`, `weight_decay`;
-    * their biases: `lr * bias_lr_mult`, `weight_decay * bias_decay_mult` (Caffe's lr_mult and decay_mult);
-    * everything else with at most one dimension (scale and shift of normalisation layers, PReLU slopes):
-      `lr`, and `weight_decay` only where `norm_decay` is true.
+    * their biases: `lr * bias_lr_mult`, `weight_decay * bias_decay_mult` (Caffe's lr_mult and
+      decay_mult);
+    * everything else with at most one dimension (scale and shift of normalisation layers, PReLU
+      slopes): `lr`, and `weight_decay` only where `norm_decay` is true.
 
-    Groups have the key `name`; empty groups are left out. A parameter shared by two layers is listed once.
+    Groups have the key `name`; empty groups are left out. A parameter shared by two layers is
+    listed once.
     """
     norms, biases, weights = [], [], []
     seen: set[int] = set()
@@ -62,7 +64,7 @@ def parameter_groups(
 
 
 def build_optimizer(network: nn.Module, recipe: Any) -> torch.optim.Optimizer:
-    """Optimiser of `recipe` over `network`. "adam" is Adam with L2 added to the gradient, as in the papers."""
+    """Optimiser of `recipe` over `network`; "adam" adds L2 to the gradient, as the papers do."""
     groups = parameter_groups(
         network,
         lr=recipe.lr,
@@ -81,7 +83,7 @@ def build_optimizer(network: nn.Module, recipe: Any) -> torch.optim.Optimizer:
 
 
 class LRFactor:
-    """Factor on the learning rate at iteration `step` (0 for the first): a function of the step alone.
+    """Factor on the learning rate at iteration `step`, 0 for the first.
 
     constant: 1; step: gamma ** (step // step_size); poly: (1 - step / total_steps) ** power.
     """
@@ -93,7 +95,8 @@ class LRFactor:
             )
         if recipe.schedule == "step" and recipe.step_size < 1:
             raise EngineError(
-                f"train: step_size must be at least 1 iteration with schedule 'step', got {recipe.step_size}"
+                f"train: step_size must be at least 1 iteration with schedule 'step', got "
+                f"{recipe.step_size}"
             )
         self.schedule = recipe.schedule
         self.gamma = recipe.gamma

@@ -1,4 +1,4 @@
-"""The page that `segkern.engine.report` fills in: no script, no link, styles for light and dark, wide and narrow."""
+"""The page that `segkern.engine.report` fills in: no script, no link, one style sheet inside."""
 
 from string import Template
 
@@ -36,17 +36,29 @@ p { margin: 0 0 10px; }
 small { color: var(--soft); font-weight: 400; }
 .card, .tile { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
 .card { padding: 16px 18px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 20px; }
+.tiles {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
+  margin-top: 20px;
+}
 .tile { padding: 12px 16px; }
 .tile .value { color: var(--ink); font-size: 1.35rem; font-weight: 650; line-height: 1.3; }
-.two { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; align-items: start; }
+.two {
+  display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px;
+  align-items: start;
+}
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: .9rem; margin-bottom: 10px; }
 .key { display: inline-flex; align-items: center; gap: 7px; white-space: nowrap; }
 .key i { width: 14px; height: 14px; border-radius: 3px; border: 1px solid var(--soft); flex: none; }
 i.one { background: var(--one); } i.two { background: var(--two); }
-.sample { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 10px; margin-bottom: 14px; }
+.sample {
+  display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 10px;
+  margin-bottom: 14px;
+}
 figure { margin: 0; }
-figure img { display: block; width: 100%; height: auto; border-radius: 6px; border: 1px solid var(--rule); }
+figure img {
+  display: block; width: 100%; height: auto; border-radius: 6px;
+  border: 1px solid var(--rule);
+}
 .truth img, .prediction img { image-rendering: pixelated; }
 figcaption { font-size: .85rem; padding-top: 2px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -105,7 +117,8 @@ $pictures
 <table><tbody>$figures</tbody></table>
 <p class="note after">$protocol</p></div>
 <div class="card"><h3>By class</h3>
-<table><thead><tr><th>class</th><th></th><th class="n">IoU</th><th class="n">accuracy</th></tr></thead>
+<table><thead><tr><th>class</th><th></th><th class="n">IoU</th><th class="n">accuracy</th></tr>
+</thead>
 <tbody>$classes</tbody></table></div>
 </div>
 
@@ -115,7 +128,8 @@ $pictures
 <h2>How it was made</h2>
 <div class="two">
 <div class="card"><h3>Settings</h3><table class="facts"><tbody>$settings</tbody></table></div>
-<div class="card"><h3>Versions and machine</h3><table class="facts"><tbody>$environment</tbody></table></div>
+<div class="card"><h3>Versions and machine</h3>
+<table class="facts"><tbody>$environment</tbody></table></div>
 </div>
 </main>
 </body>

@@ -26,7 +26,7 @@ _WAITING = 4
 
 @dataclass
 class Prediction:
-    """What `predict` did: output stem of each image done, and the reason of each one that could not be read."""
+    """What `predict` did: the output stem of each image done, the reason of each one not read."""
 
     output: Path
     done: dict[Path, str] = field(default_factory=dict)
@@ -45,11 +45,11 @@ def predict(
 ) -> Prediction:
     """Segment images: OUTPUT/labels/NAME.png, OUTPUT/overlays/NAME.png, OUTPUT/legend.png.
 
-    images: files, and folders of which every image below is taken. The label PNG has mode P: pixel values
-    are the classes. It has the size of the image as a viewer shows it (EXIF orientation applied). Images of
-    equal size are run together, up to `batch_size`. NAME is the file's stem, or a
-    longer form of its path where two stems are equal. An image that cannot be read does not stop the
-    others; it is in `failed`.
+    images: files, and folders of which every image below is taken. The label PNG has mode P: pixel
+    values are the classes. It has the size of the image as a viewer shows it (EXIF orientation
+    applied). Images of equal size are run together, up to `batch_size`. NAME is the file's stem, or
+    a longer form of its path where two stems are equal. An image that cannot be read does not stop
+    the others; it is in `failed`.
     """
     files = collect(images)
     trained = load_trained(checkpoint, device)
@@ -80,7 +80,9 @@ def collect(inputs: Sequence[str | Path]) -> list[Path]:
     for item in inputs:
         path = Path(item)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            inside = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+            )
             if not inside:
                 raise EngineError(f"predict: no images in the folder {path}")
             for file in inside:
@@ -95,8 +97,8 @@ def collect(inputs: Sequence[str | Path]) -> list[Path]:
 def unique_names(files: Sequence[Path]) -> dict[Path, str]:
     """A stem for the outputs of each file, no two equal on a file system that ignores case.
 
-    The file's own stem where no other file has it; else with the suffix (`a_jpg`); else with as many
-    folders before it as are needed (`left_a_jpg`); and a number where even that is not enough.
+    The file's own stem where no other file has it; else with the suffix (`a_jpg`); else with as
+    many folders before it as are needed (`left_a_jpg`); and a number where even that is not enough.
     """
     names: dict[Path, str] = {}
     pending = list(files)
@@ -143,7 +145,8 @@ def _check_outputs(folder: Path, files: Sequence[Path]) -> None:
     inside = [path for path in files if path.resolve().parent in own]
     if inside:
         raise EngineError(
-            f"predict: {inside[0]} lies in the output folder and could be overwritten; choose another --output"
+            f"predict: {inside[0]} lies in the output folder and could be overwritten; choose "
+            f"another --output"
         )
     if folder.exists() and not folder.is_dir():
         raise EngineError(f"predict: output must be a folder, and {folder} is a file")
@@ -171,6 +174,8 @@ def _batches(
     yield from groups.values()
 
 
-def _write(folder: Path, name: str, image: np.ndarray, labels: np.ndarray, trained: Trained) -> None:
+def _write(
+    folder: Path, name: str, image: np.ndarray, labels: np.ndarray, trained: Trained
+) -> None:
     save_labels(folder / LABELS / f"{name}.png", labels, trained.palette)
     Image.fromarray(overlay(image, labels, trained.palette)).save(folder / OVERLAYS / f"{name}.png")

@@ -20,10 +20,15 @@ from segkern.engine.state import RunState
 
 
 class RichProgress(Callback):
-    """Two bars: steps of the whole run with loss and best mIoU, and batches of the current validation."""
+    """Two bars: the steps of the whole run, and the batches of the current validation."""
 
     def __init__(
-        self, console: Console, state: RunState, guard: StepGuard, total_steps: int, val_batches: int
+        self,
+        console: Console,
+        state: RunState,
+        guard: StepGuard,
+        total_steps: int,
+        val_batches: int,
     ) -> None:
         self.state = state
         self.guard = guard
@@ -47,7 +52,9 @@ class RichProgress(Callback):
         self._train = self.progress.add_task(
             "train", total=self.total_steps, completed=self.state.step, note=""
         )
-        self._val = self.progress.add_task("validate", total=self.val_batches, note="", visible=False)
+        self._val = self.progress.add_task(
+            "validate", total=self.val_batches, note="", visible=False
+        )
         self.progress.start()
 
     def on_train_batch_end(
@@ -77,5 +84,7 @@ class RichProgress(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.progress.stop()
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
         self.progress.stop()

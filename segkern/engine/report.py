@@ -1,4 +1,4 @@
-"""A run on one page: pictures, curves, figures, kernel speed. The HTML file needs nothing beside it."""
+"""A run on one page: pictures, curves, figures, kernel speed, in one HTML file."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ def write_report(
     fresh: bool = False,
     show: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write the report of a run folder as one HTML file (default RUN/report.html) and return its path.
+    """Write the report of a run folder as one HTML file (RUN/report.html); return its path.
 
-    The evaluation in RUN/evaluation is used where it is there, and made otherwise or with `fresh`. data:
-    needed only where the run's own has moved. speed: measure pooling beside torch, a few seconds.
+    The evaluation in RUN/evaluation is used where it is there, and made otherwise or with `fresh`.
+    data: needed only where the run's own has moved. speed: measure pooling beside torch, a few
+    seconds.
     """
     run = Path(run)
     if not (run / METRICS).is_file():
@@ -167,7 +168,8 @@ def _curves(run: Path) -> str:
     parts = []
     for title, lines, from_zero in charts:
         keys = "".join(
-            f'<span class="key"><i class="{line.css}"></i>{escape(line.name)}</span>' for line in lines
+            f'<span class="key"><i class="{line.css}"></i>{escape(line.name)}</span>'
+            for line in lines
         )
         svg = line_chart(lines, x_label="epoch", y_label=title, from_zero=from_zero)
         parts.append(
@@ -193,7 +195,8 @@ def _protocol(measured: dict[str, Any]) -> str:
     )
     return (
         f"One confusion matrix over {measured['images']} images ({measured['pixels']:,} pixels). "
-        f"Pixels with label {measured['ignore_label']} are ignored; {measured['absent_rule']}.{boundary}"
+        f"Pixels with label {measured['ignore_label']} are ignored; "
+        f"{measured['absent_rule']}.{boundary}"
     )
 
 
@@ -203,9 +206,10 @@ def _classes(measured: dict[str, Any], palette: np.ndarray) -> str:
         width = 0.0 if row["iou"] is None else 100 * row["iou"]
         rows.append(
             f'<tr><th scope="row"><span class="key"><i style="background:{_colour(colour)}"></i>'
-            f'{escape(row["name"])}</span></th>'
+            f"{escape(row['name'])}</span></th>"
             f'<td class="bar"><div><b style="width:{width:.1f}%"></b></div></td>'
-            f'<td class="n">{_percent(row["iou"])}</td><td class="n">{_percent(row["accuracy"])}</td></tr>'
+            f'<td class="n">{_percent(row["iou"])}</td>'
+            f'<td class="n">{_percent(row["accuracy"])}</td></tr>'
         )
     return "".join(rows)
 
@@ -222,16 +226,20 @@ def _speed(measurement: SpeedReport | None) -> str:
     sizes = ", ".join(f"{name} {value:.2g}" for name, value in measurement.index_bytes.items())
     shape = "x".join(map(str, measurement.shape))
     return (
-        '<div class="scroll"><table><thead><tr><th>2x2 windows, float32</th><th class="n">segkern, ms</th>'
-        f'<th class="n">torch, ms</th><th class="n">ratio</th></tr></thead><tbody>{rows}</tbody></table></div>'
-        f'<p class="note after">Input {shape}, {escape(measurement.device)}; best of a few runs in turn in one '
-        "process, so other programs on the machine show. Index memory in bytes a pooled value: "
+        '<div class="scroll"><table><thead><tr><th>2x2 windows, float32</th>'
+        '<th class="n">segkern, ms</th><th class="n">torch, ms</th><th class="n">ratio</th></tr>'
+        f"</thead><tbody>{rows}</tbody></table></div>"
+        f'<p class="note after">Input {shape}, {escape(measurement.device)}; best of a few runs in '
+        "turn in one process, so other programs on the machine show. Index memory in bytes a "
+        "pooled value: "
         f"{escape(sizes)}.</p>"
     )
 
 
 def _settings(trained: Trained) -> str:
-    settings = {k: v for k, v in trained.settings.items() if k not in ("recipe", "output", "progress")}
+    settings = {
+        k: v for k, v in trained.settings.items() if k not in ("recipe", "output", "progress")
+    }
     recipe = {k: v for k, v in trained.card["recipe"].items() if k not in ("notes", "source")}
     return _facts({**settings, **recipe, "recipe from": trained.card["recipe"].get("source", "")})
 
@@ -250,7 +258,8 @@ def _environment() -> str:
 
 def _facts(facts: dict[str, Any]) -> str:
     return "".join(
-        f'<tr><th scope="row">{escape(str(name).replace("_", " "))}</th><td>{escape(_plain(value))}</td></tr>'
+        f'<tr><th scope="row">{escape(str(name).replace("_", " "))}</th>'
+        f"<td>{escape(_plain(value))}</td></tr>"
         for name, value in facts.items()
         if value not in (None, {}, "")
     )

@@ -32,7 +32,9 @@ def parse_duration(text: str) -> float:
     seconds = None
     if re.fullmatch(r"(\d+:)?\d{1,2}:\d{2}:\d{2}|\d+:\d{2}", clean):
         parts = [int(part) for part in clean.split(":")]
-        seconds = float(sum(n * unit for n, unit in zip(parts[::-1], (1, 60, 3600, 86400), strict=False)))
+        seconds = float(
+            sum(n * unit for n, unit in zip(parts[::-1], (1, 60, 3600, 86400), strict=False))
+        )
     elif re.fullmatch(r"\d+(\.\d+)?", clean):
         seconds = float(clean)
     elif match := re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", clean):
@@ -49,10 +51,10 @@ def parse_duration(text: str) -> float:
 class TrainSettings:
     """Everything that `fit` needs; `recipe` holds the recipe's fields with overrides applied.
 
-    model: registered name. data: data set, as for `segkern.data.open_dataset`. output: folder of the run.
-    size: (H, W) every image is brought to, or None for the data's own. max_steps: stop after so many
-    optimiser steps. max_time: seconds of training after which the run stops cleanly. batch sizes count all
-    devices together. absent: rule for classes without a pixel in mIoU.
+    model: registered name. data: data set, as for `segkern.data.open_dataset`. output: folder of
+    the run. size: (H, W) every image is brought to, or None for the data's own. max_steps: stop
+    after so many optimiser steps. max_time: seconds of training after which the run stops cleanly.
+    batch sizes count all devices together. absent: rule for classes without a pixel in mIoU.
     """
 
     model: str
@@ -163,7 +165,8 @@ def resolve(model: str, output: str | Path, given: dict[str, Any]) -> TrainSetti
             chosen[name] = value
         else:
             raise EngineError(f"train: unknown setting {name!r}")
-    # Pictures drawn on the fly have the size that was asked for; only files are brought to the paper's.
+    # Pictures drawn on the fly have the size that was asked for; only files are brought to the
+    # paper's.
     if "size" not in chosen and not str(chosen.get("data", "synthetic")).startswith("synthetic"):
         chosen["size"] = recipe["resize"]
     recipe["resize"] = None
@@ -174,7 +177,8 @@ def resume(stored: TrainSettings, model: str | None, given: dict[str, Any]) -> T
     """Settings of a resumed run: those stored, with what may change taken from `given`.
 
     Raises EngineError naming every setting that was given and differs from the run's. `epochs` and
-    `max_steps` may change unless the learning rate depends on the length of the run (schedule "poly").
+    `max_steps` may change unless the learning rate depends on the length of the run (schedule
+    "poly").
     """
     settings = dataclasses.replace(stored, recipe=dict(stored.recipe))
     settings.max_time = None

@@ -47,9 +47,9 @@ def measure_speed(
 ) -> SpeedReport:
     """Time 2x2 max pooling with indices and unpooling, forward and backward, beside torch.
 
-    Both run in this process on the same float32 input (N, C, H, W), in turn; the best time of at least two
-    and at most `repeats` runs counts. About `seconds` in all. For figures to rely on, use the benchmarks:
-    this is one size, and other programs on the machine show.
+    Both run in this process on the same float32 input (N, C, H, W), in turn; the best time of at
+    least two and at most `repeats` runs counts. About `seconds` in all. For figures to rely on, use
+    the benchmarks: this is one size, and other programs on the machine show.
     """
     place = "cuda" if device == "auto" and torch.cuda.is_available() else device
     place = "cpu" if place == "auto" else place
@@ -77,12 +77,16 @@ def measure_speed(
             (
                 "max pool backward",
                 _backward(lambda v: ops.max_pool2d_with_indices(v, 2)[0], x, torch.ones_like(ours)),
-                _backward(lambda v: F.max_pool2d(v, 2, return_indices=True)[0], x, torch.ones_like(theirs)),
+                _backward(
+                    lambda v: F.max_pool2d(v, 2, return_indices=True)[0], x, torch.ones_like(theirs)
+                ),
             ),
             (
                 "max unpool backward",
                 _backward(
-                    lambda v, i=own_indices, s=size: ops.max_unpool2d(v, i, 2, output_size=s), ours, unpooled
+                    lambda v, i=own_indices, s=size: ops.max_unpool2d(v, i, 2, output_size=s),
+                    ours,
+                    unpooled,
                 ),
                 _backward(
                     lambda v, i=their_indices, s=size: F.max_unpool2d(v, i, 2, output_size=s),
@@ -101,7 +105,9 @@ def measure_speed(
         "segkern, offset": own_indices.numel() * own_indices.element_size() / count,
         "torch": their_indices.numel() * their_indices.element_size() / count,
     }
-    return SpeedReport(rows, _device_name(place), tuple(shape), torch.get_num_threads(), index_bytes)
+    return SpeedReport(
+        rows, _device_name(place), tuple(shape), torch.get_num_threads(), index_bytes
+    )
 
 
 def _backward(

@@ -11,9 +11,10 @@ import torch
 
 
 def capture_rng() -> dict[str, Any]:
-    """State of the generators of torch (CPU and every CUDA device), NumPy and Python, as plain values.
+    """State of the generators of torch (CPU, CUDA devices), NumPy and Python, as plain values.
 
-    Only tensors, tuples, strings and numbers, so that `torch.load(weights_only=True)` reads it back.
+    Only tensors, tuples, strings and numbers, so that `torch.load(weights_only=True)` reads it
+    back.
     """
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
@@ -48,9 +49,10 @@ def restore_rng(state: dict[str, Any]) -> None:
 class RunState:
     """Position of a run and what it has measured so far; saved in every checkpoint.
 
-    epoch: epochs completed; batch: batches done of the epoch after those; step: optimiser steps done.
-    loss_sum, loss_count: of the unfinished epoch, on this process. rows: one per finished epoch, as in
-    metrics.csv. seconds: of work so far, over all sessions. rng: one entry per process, from `capture_rng`.
+    epoch: epochs completed; batch: batches done of the epoch after those; step: optimiser steps
+    done. loss_sum, loss_count: of the unfinished epoch, on this process. rows: one per finished
+    epoch, as in metrics.csv. seconds: of work so far, over all sessions. rng: one entry per
+    process, from `capture_rng`.
     """
 
     epoch: int = 0

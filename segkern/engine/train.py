@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -24,10 +23,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from segkern import __version__
-from segkern.data import DatasetError, SegmentationDataset, class_weights, open_dataset
+from segkern.data import SegmentationDataset, class_weights, open_dataset
 from segkern.engine.callbacks import Journal, Recorder, StepGuard
 from segkern.engine.checkpoint import (
-    BEST,
     CONFIG,
     LAST,
     RUN_FILES,
@@ -40,6 +38,7 @@ from segkern.engine.errors import EngineError, RunStopped, is_disk_full
 from segkern.engine.files import remove_leftovers, write_json
 from segkern.engine.launch import launch, started_outside
 from segkern.engine.loader import TrainLoader, validation_loader
+from segkern.engine.memory import keep_freed_memory
 from segkern.engine.module import SegmentationModule
 from segkern.engine.settings import TrainSettings, resolve
 from segkern.engine.settings import resume as resume_settings
@@ -50,7 +49,11 @@ from segkern.transforms import build_eval_transform, build_train_transform
 
 @dataclasses.dataclass
 class FitResult:
-    """Outcome of `fit`: reason is "epochs", "max_steps", "max_time" or "complete" (nothing was left to do)."""
+    """Outcome of `fit`.
+
+    reason: "epochs", "max_steps" or "max_time" for what ended it, "complete" where nothing was left
+    to do, "launched" for a run of several processes.
+    """
 
     run: Path
     reason: str
@@ -71,36 +74,33 @@ def fit(
 ) -> FitResult:
     """Train `model` and leave the run in the folder `output`.
 
-    `given` holds fields of `TrainSettings` and of the model's recipe; those left out, or None, have the
-    recipe's or the default value. With `resume` the run in `output` goes on with its own settings, which
-    may not be changed (except for those in `settings.FREE`, and the length of the run where the learning
-    rate does not depend on it); `model` may then be None.
+    `given` holds fields of `TrainSettings` and of the model's recipe; those left out, or None, have
+    the recipe's or the default value. With `resume` the run in `output` goes on with its own
+    settings, which may not be changed (except for those in `settings.FREE`, and the length of the
+    run where the learning rate does not depend on it); `model` may then be None.
 
-    The folder gets config.json, metrics.csv (a row per epoch), last.ckpt, best.safetensors (by validation
-    mIoU), log.txt and tensorboard/. Runs with equal settings on equal hardware give equal numbers, on the
-    CPU to the last bit; stopping and resuming does not change them.
+    The folder gets config.json, metrics.csv (a row per epoch), last.ckpt, best.safetensors (by
+    validation mIoU), log.txt and tensorboard/. Runs with equal settings on equal hardware give
+    equal numbers, on the CPU to the last bit; stopping and resuming does not change them.
 
-    show: called with each line for the user. Raises EngineError for what the caller can put right before
-    anything has been written, RunStopped for a run that had to end, DatasetError for a bad data set.
+    show: called with each line for the user. Raises EngineError for what the caller can put right
+    before anything has been written, RunStopped for a run that had to end, DatasetError for a bad
+    data set.
     """
     run = Path(output)
     if resume and overwrite:
         raise EngineError("train: give --resume or --overwrite, not both")
+    settings = _resumed(run, model, given) if resume else _resolved(model, run, given)
+    if resume:
+        state = read_state(run / LAST)
+        if _complete(settings, state):
+            return _result(run, "complete", state)
+    check_devices(settings)
     if started_outside():
-        settings = _resumed(run, model, given) if resume else _resolved(model, run, given)
         # The first process has the folder to itself until the processes meet.
         if global_rank(settings) == 0:
             _prepare_folder(settings, resume=resume, overwrite=overwrite)
         return run_job(settings, resume=resume, show=show)
-    if resume:
-        settings = _resumed(run, model, given)
-        state = read_state(run / LAST)
-        if _complete(settings, state):
-            return _result(run, "complete", state)
-    else:
-        settings = _resolved(model, run, given)
-        state = RunState()
-    check_devices(settings)
     _check_folder(run, resume=resume, overwrite=overwrite)
     if settings.world == 1:
         job = Job(settings, resume=resume, show=show)
@@ -123,8 +123,8 @@ def run_job(
     settings: TrainSettings, *, resume: bool, show: Callable[[str], None] | None = None
 ) -> FitResult:
     """One process of a run of several, its place given by the environment."""
-    if show is None and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        show = _print
+    if global_rank(settings) > 0:
+        show = None
     return Job(settings, resume=resume, show=show).run()
 
 
@@ -136,6 +136,8 @@ class Job:
     ) -> None:
         self.started = time.monotonic()
         self.settings = settings
+        if resolve_device(settings.device) == "cpu":
+            keep_freed_memory()
         self.resume = resume
         self.folder = Path(settings.output)
         self.recipe = Recipe(**settings.recipe)
@@ -144,7 +146,7 @@ class Job:
         _seed_everything(settings.seed)
         self.train_set = _open(settings, "train", build_train_transform(self.recipe))
         self.val_set = _open(settings, "val", build_eval_transform(self.recipe))
-        self.network = _build_network(settings, self.train_set.num_classes)
+        self.network = _build_network(settings, self.train_set.num_classes, resume=resume)
         data = _Data(settings, self.train_set, self.val_set, self.state)
         self.data = data
         self.steps_per_epoch = data.train(0, settings.world).steps_per_epoch
@@ -217,8 +219,9 @@ class Job:
         accelerator = resolve_device(settings.device)
         strategy: Any = "auto"
         if settings.world > 1:
-            # Statistics are averaged at the end of an epoch instead of taken from process 0 at each step;
-            # validation then needs no talk between processes, which may hold different numbers of batches.
+            # Statistics are averaged at the end of an epoch instead of taken from process 0 at each
+            # step; validation then needs no talk between processes, which may hold different
+            # numbers of batches.
             strategy = DDPStrategy(
                 broadcast_buffers=False,
                 process_group_backend="nccl" if accelerator == "cuda" else "gloo",
@@ -251,7 +254,10 @@ class Job:
                 max_epochs=-1,
                 callbacks=callbacks,
                 logger=TensorBoardLogger(
-                    folder, name=TENSORBOARD, version="", purge_step=first_step + 1 if first_step else None
+                    folder,
+                    name=TENSORBOARD,
+                    version="",
+                    purge_step=first_step + 1 if first_step else None,
                 ),
                 plugins=[AtomicCheckpointIO()],
                 enable_checkpointing=False,
@@ -272,10 +278,14 @@ class Job:
     def _headline(self, first_step: int) -> str:
         s, r = self.settings, self.recipe
         verb = f"resumed at step {first_step}" if first_step else "training"
-        where = f"{resolve_device(s.device)} x{s.world}" if s.world > 1 else resolve_device(s.device)
+        where = (
+            f"{resolve_device(s.device)} x{s.world}" if s.world > 1 else resolve_device(s.device)
+        )
         return (
-            f"{verb}: {s.model} on {s.data} ({len(self.train_set)} train, {len(self.val_set)} val), "
-            f"{r.epochs} epochs of {self.steps_per_epoch} steps, batch {r.batch_size}, {r.optimizer} "
+            f"{verb}: {s.model} on {s.data} ({len(self.train_set)} train, {len(self.val_set)} "
+            f"val), "
+            f"{r.epochs} epochs of {self.steps_per_epoch} steps, batch {r.batch_size}, "
+            f"{r.optimizer} "
             f"lr {r.lr:g}, {s.precision}, {where}"
         )
 
@@ -323,7 +333,9 @@ class _Data(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         if self._train is None:
             trainer = self.trainer
-            self._train = self.train(trainer.global_rank, trainer.world_size, workers(self.settings))
+            self._train = self.train(
+                trainer.global_rank, trainer.world_size, workers(self.settings)
+            )
         return self._train
 
     def val_dataloader(self) -> Any:
@@ -334,7 +346,7 @@ class _Data(LightningDataModule):
 
 
 def workers(settings: TrainSettings) -> int:
-    """Worker processes that load data. By default none on the CPU, where they would take the cores that compute."""
+    """Worker processes that load data; by default none on the CPU, whose cores have to compute."""
     if settings.workers is not None:
         return settings.workers
     if resolve_device(settings.device) == "cpu":
@@ -352,7 +364,7 @@ def global_rank(settings: TrainSettings) -> int:
 
 
 def resolve_device(device: str) -> str:
-    """"cpu" or "cuda": "auto" takes a GPU where there is one."""
+    """ "cpu" or "cuda": "auto" takes a GPU where there is one."""
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -361,12 +373,21 @@ def resolve_device(device: str) -> str:
 def check_devices(settings: TrainSettings) -> None:
     """Raise EngineError where this machine cannot run as the settings ask."""
     device = resolve_device(settings.device)
+    started = int(os.environ.get("WORLD_SIZE", settings.world))
+    if started_outside() and started != settings.world:
+        raise EngineError(
+            f"train: {started} processes were started, but --devices {settings.devices} on --nodes "
+            f"{settings.nodes} makes {settings.world}"
+        )
     if device == "cuda":
         if not torch.cuda.is_available():
-            raise EngineError("train: device cuda is not available: torch sees no GPU (see `segkern info`)")
+            raise EngineError(
+                "train: device cuda is not available: torch sees no GPU (see `segkern info`)"
+            )
         if settings.devices > torch.cuda.device_count():
             raise EngineError(
-                f"train: devices must be at most the {torch.cuda.device_count()} GPUs of this machine, "
+                f"train: devices must be at most the {torch.cuda.device_count()} GPUs of this "
+                f"machine, "
                 f"got {settings.devices}"
             )
     elif settings.precision == "16-mixed":
@@ -387,12 +408,15 @@ def _resolved(model: str | None, run: Path, given: dict[str, Any]) -> TrainSetti
 def _resumed(run: Path, model: str | None, given: dict[str, Any]) -> TrainSettings:
     if not (run / CONFIG).is_file():
         raise EngineError(f"train: --resume: there is no run in {run} (no {CONFIG})")
-    stored = TrainSettings.from_json(json.loads((run / CONFIG).read_text(encoding="utf-8"))["settings"])
+    stored = TrainSettings.from_json(
+        json.loads((run / CONFIG).read_text(encoding="utf-8"))["settings"]
+    )
     stored.output = str(run)
     settings = resume_settings(stored, model, given)
     if not (run / LAST).is_file():
         raise EngineError(
-            f"train: --resume: {run} has no checkpoint ({LAST}); the run ended before its first epoch was "
+            f"train: --resume: {run} has no checkpoint ({LAST}); the run ended before its first "
+            f"epoch was "
             "complete. Start it again with --overwrite."
         )
     return settings
@@ -403,10 +427,13 @@ def _check_folder(run: Path, *, resume: bool, overwrite: bool) -> None:
         raise EngineError(f"train: output must be a folder, and {run} is a file")
     if not resume and run.is_dir() and any(run.iterdir()):
         if not (run / CONFIG).is_file():
-            raise EngineError(f"train: the folder {run} is not empty and holds no run; choose another --output")
+            raise EngineError(
+                f"train: the folder {run} is not empty and holds no run; choose another --output"
+            )
         if not overwrite:
             raise EngineError(
-                f"train: {run} already holds a run; go on with it (--resume), replace it (--overwrite) or "
+                f"train: {run} already holds a run; go on with it (--resume), replace it "
+                f"(--overwrite) or "
                 "choose another --output"
             )
 
@@ -421,9 +448,7 @@ def _prepare_folder(settings: TrainSettings, *, resume: bool, overwrite: bool) -
     try:
         run.mkdir(parents=True, exist_ok=True)
         remove_leftovers(run)
-        write_json(
-            run / CONFIG, {"segkern": __version__, "settings": settings.to_json()}
-        )
+        write_json(run / CONFIG, {"segkern": __version__, "settings": settings.to_json()})
     except OSError as error:
         raise EngineError(f"train: cannot write to {run}: {error.strerror or error}") from error
 
@@ -440,13 +465,18 @@ def _open(settings: TrainSettings, split: str, transform: Any = None) -> Segment
     )
 
 
-def _build_network(settings: TrainSettings, num_classes: int) -> nn.Module:
+def _build_network(settings: TrainSettings, num_classes: int, *, resume: bool) -> nn.Module:
+    # A checkpoint brings its own weights; those that the run began with need not be there any more.
+    first = (
+        {}
+        if resume
+        else {"weights": settings.weights, "weights_backbone": settings.weights_backbone}
+    )
     try:
         return create_model(
             settings.model,
             num_classes=num_classes,
-            weights=settings.weights,
-            weights_backbone=settings.weights_backbone,
+            **first,
             **settings.model_options,
         )
     except (ValueError, TypeError, WeightsError, OSError) as error:
@@ -472,10 +502,6 @@ def _seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)
 
 
 def _quiet() -> None:

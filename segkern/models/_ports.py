@@ -15,7 +15,7 @@ from torch import Tensor
 
 StateDict = dict[str, Tensor]
 
-# Of torch's batch norm, which ports leave at its default.
+# Batch norm of torch, which ports leave at its default, and of Caffe's segmentation forks.
 TORCH_NORM_EPS = 1e-5
 CAFFE_NORM_EPS = 1e-9
 
@@ -65,7 +65,7 @@ def _rename(state_dict: StateDict, pairs: list[tuple[str, str]]) -> StateDict:
     return renamed
 
 
-def _change_eps(state_dict: StateDict, theirs: float, ours: float) -> StateDict:
+def change_eps(state_dict: StateDict, theirs: float, ours: float) -> StateDict:
     """Running variances under which batch norm with our eps divides as with theirs."""
     return {
         key: value + (theirs - ours) if key.endswith(".running_var") else value
@@ -103,7 +103,7 @@ def _segnet_onera(state_dict: StateDict) -> StateDict:
         lambda s, i: f"conv{s}{i}d",
         lambda s, i: f"bn{s}{i}d",
     )
-    return _change_eps(_rename(state_dict, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
+    return change_eps(_rename(state_dict, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
 
 
 def _segnet_vinceecws(state_dict: StateDict) -> StateDict:
@@ -115,7 +115,7 @@ def _segnet_vinceecws(state_dict: StateDict) -> StateDict:
     )
     # The port makes a batch norm for its last convolution and does not call it.
     used = {key: value for key, value in state_dict.items() if not key.startswith("BNDe11.")}
-    return _change_eps(_rename(used, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
+    return change_eps(_rename(used, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
 
 
 def _deconvnet_jasonlee(state_dict: StateDict) -> StateDict:
@@ -133,7 +133,7 @@ def _deconvnet_jasonlee(state_dict: StateDict) -> StateDict:
             for theirs, own in (("conv", "encoder.stage"), ("deconv", "decoder.stage")):
                 pairs.append((f"{theirs}{stage}.{3 * i}", f"{own}{stage}.{i + 1}.conv"))
                 pairs.append((f"{theirs}{stage}.{3 * i + 1}", f"{own}{stage}.{i + 1}.norm"))
-    renamed = _change_eps(_rename(state_dict, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
+    renamed = change_eps(_rename(state_dict, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
     if "score.weight" in renamed:
         # A transposed 1x1 convolution holds (in, out, 1, 1).
         renamed["score.weight"] = renamed["score.weight"].transpose(0, 1)

@@ -110,7 +110,7 @@ def _size_message(network: str, height: int, width: int, multiple: int, minimum:
 
     def nearest(size: int, up: bool) -> int:
         valid = size + -size % multiple if up else size - size % multiple
-        return max(minimum, valid)
+        return max(minimum, multiple, valid)
 
     smaller = f"{nearest(height, False)}x{nearest(width, False)}"
     larger = f"{nearest(height, True)}x{nearest(width, True)}"

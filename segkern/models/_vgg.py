@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segkern.models._ports import CAFFE_NORM_EPS, TORCH_NORM_EPS, change_eps
 from segkern.models._sizes import check_batch_statistics
 from segkern.models._weights import WeightsError, read_state_dict
 from segkern.nn import MaxPool2d
@@ -23,8 +24,7 @@ VGG16_STAGES = (
     (512, 512, 512),
 )
 
-# The batch norm layer of Caffe's segmentation forks.
-CAFFE_NORM_EPS = 1e-9
+# Start of the batch norm shift in Caffe's segmentation forks.
 CAFFE_NORM_SHIFT = 1e-3
 
 # A pool's indices and the size (H, W) of what it pooled.
@@ -154,6 +154,8 @@ def load_vgg16(network: nn.Module, source: str | Path) -> dict[str, Tensor]:
             f"convolutions {shapes} and {len(norms)} batch norms, wanted are {wanted} and 0 or "
             f"{len(blocks)}"
         )
+    # As in the ports: the same results at evaluation in spite of another eps.
+    state_dict = change_eps(state_dict, TORCH_NORM_EPS, CAFFE_NORM_EPS)
     is_caffe = str(source).endswith("IMAGENET1K_FEATURES")
     for i, block in enumerate(blocks):
         weight = state_dict[f"{convs[i]}.weight"]

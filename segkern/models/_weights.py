@@ -126,7 +126,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
         WeightsError: If the file cannot be read.
     """
     path = Path(path)
-    return _decode_card(_read_header(path)) if _is_safetensors(path) else {}
+    return _decode_card(_read_safetensors(path)[0]) if _is_safetensors(path) else {}
 
 
 def get_weights(name: str) -> dict[str, Path]:
@@ -205,8 +205,8 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         WeightsError: If the file is neither, or holds more than tensors and plain values.
     """
     if _is_safetensors(path):
-        tensors = _import_safetensors().load_file(str(path))
-        return tensors, _decode_card(_read_header(path))
+        metadata, tensors = _read_safetensors(path, with_tensors=True)
+        return tensors, _decode_card(metadata)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -271,13 +271,17 @@ def _is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and start[:2] != b"PK"
 
 
-def _read_header(path: Path) -> dict[str, str]:
+def _read_safetensors(
+    path: Path, with_tensors: bool = False
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and, if asked for, tensors of a safetensors file."""
     _import_safetensors()
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            return dict(file.metadata() or {})
+            names = file.keys() if with_tensors else ()
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise WeightsError(f"{path.name}: broken safetensors file: {error}") from error
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segkern.models._prelu import PReLU
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
 from segkern.models._sizes import (
@@ -87,7 +88,7 @@ class InitialBlock(nn.Module):
         self.conv = nn.Conv2d(in_channels, INITIAL_CHANNELS - in_channels, 3, stride=2, padding=1)
         self.pool = MaxPool2d(2)
         self.norm = nn.BatchNorm2d(INITIAL_CHANNELS, eps=NORM_EPS)
-        self.act = nn.PReLU(INITIAL_CHANNELS)
+        self.act = PReLU(INITIAL_CHANNELS)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.act(self.norm(torch.cat([self.conv(image), self.pool(image)], dim=1)))
@@ -109,7 +110,7 @@ class Bottleneck(nn.Module):
         inner = channels // 4
         self.reduce = nn.Conv2d(channels, inner, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(inner, eps=NORM_EPS)
-        self.act1 = nn.PReLU(inner)
+        self.act1 = PReLU(inner)
         if kind == "asymmetric":
             self.conv = nn.Sequential(
                 nn.Conv2d(inner, inner, (1, 5), padding=(0, 2), bias=False),
@@ -118,11 +119,11 @@ class Bottleneck(nn.Module):
         else:
             self.conv = nn.Conv2d(inner, inner, 3, padding=dilation, dilation=dilation)
         self.norm2 = nn.BatchNorm2d(inner, eps=NORM_EPS)
-        self.act2 = nn.PReLU(inner)
+        self.act2 = PReLU(inner)
         self.expand = nn.Conv2d(inner, channels, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(channels, eps=NORM_EPS)
         self.dropout = nn.Dropout2d(dropout)
-        self.act = nn.PReLU(channels)
+        self.act = PReLU(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.act1(self.norm1(self.reduce(x)))
@@ -148,15 +149,15 @@ class DownBottleneck(nn.Module):
         self.extra = out_channels - in_channels
         self.reduce = nn.Conv2d(in_channels, inner, 2, stride=2, bias=False)
         self.norm1 = nn.BatchNorm2d(inner, eps=NORM_EPS)
-        self.act1 = nn.PReLU(inner)
+        self.act1 = PReLU(inner)
         self.conv = nn.Conv2d(inner, inner, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(inner, eps=NORM_EPS)
-        self.act2 = nn.PReLU(inner)
+        self.act2 = PReLU(inner)
         self.expand = nn.Conv2d(inner, out_channels, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(out_channels, eps=NORM_EPS)
         self.dropout = nn.Dropout2d(dropout)
         self.pool = MaxPool2d(2, return_indices=True)
-        self.act = nn.PReLU(out_channels)
+        self.act = PReLU(out_channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.act1(self.norm1(self.reduce(x)))
@@ -389,7 +390,7 @@ def _numbered(blocks: list[nn.Module]) -> nn.Sequential:
 
 
 def _decoder_act(channels: int, prelu: bool) -> nn.Module:
-    return nn.PReLU(channels) if prelu else nn.ReLU(inplace=True)
+    return PReLU(channels) if prelu else nn.ReLU(inplace=True)
 
 
 def _pad(network: ENet | ENetEncoder, image: Tensor) -> Tensor:

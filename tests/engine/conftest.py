@@ -10,6 +10,7 @@ from tiny_runs import TINY
 
 pytest.importorskip("lightning", reason="needs the [train] extra")
 
+
 def _devices() -> list[object]:
     no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
     return ["cpu", pytest.param("cuda", marks=no_gpu)]

@@ -34,7 +34,9 @@ def visited(loader: object) -> list[list[int]]:
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[list[int]]:
-        return visited(TrainLoader(Numbered(11), batch_size=3, seed=seed, state=RunState(epoch=epoch)))
+        return visited(
+            TrainLoader(Numbered(11), batch_size=3, seed=seed, state=RunState(epoch=epoch))
+        )
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(1, 0)
@@ -65,9 +67,15 @@ def test_processes_share_each_batch() -> None:
 
 def test_worker_processes_change_nothing() -> None:
     state = RunState()
-    alone = TrainLoader(open_dataset("synthetic:16x16", "train", length=8), batch_size=4, seed=0, state=state)
+    alone = TrainLoader(
+        open_dataset("synthetic:16x16", "train", length=8), batch_size=4, seed=0, state=state
+    )
     helped = TrainLoader(
-        open_dataset("synthetic:16x16", "train", length=8), batch_size=4, seed=0, state=state, workers=2
+        open_dataset("synthetic:16x16", "train", length=8),
+        batch_size=4,
+        seed=0,
+        state=state,
+        workers=2,
     )
     for epoch in range(2):
         state.epoch = epoch

@@ -24,12 +24,19 @@ from segkern.models import Recipe
 
 
 def small_network() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4), nn.Conv2d(4, 2, 1, bias=False))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4), nn.Conv2d(4, 2, 1, bias=False)
+    )
 
 
 def test_groups_follow_caffe_conventions() -> None:
     groups = parameter_groups(
-        small_network(), lr=0.1, weight_decay=5e-4, bias_lr_mult=2, bias_decay_mult=0, norm_decay=False
+        small_network(),
+        lr=0.1,
+        weight_decay=5e-4,
+        bias_lr_mult=2,
+        bias_decay_mult=0,
+        norm_decay=False,
     )
     table = {g["name"]: (len(g["params"]), g["lr"], g["weight_decay"]) for g in groups}
     assert table == {"weight": (2, 0.1, 5e-4), "bias": (1, 0.2, 0.0), "norm": (3, 0.1, 0.0)}
@@ -68,7 +75,14 @@ def test_schedules(schedule: dict, expected: list[float]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("00:50:00", 3000), ("1:02:03:04", 93784), ("5:30", 330), ("50m", 3000), ("1h30m", 5400), ("90", 90)],
+    [
+        ("00:50:00", 3000),
+        ("1:02:03:04", 93784),
+        ("5:30", 330),
+        ("50m", 3000),
+        ("1h30m", 5400),
+        ("90", 90),
+    ],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
@@ -88,9 +102,15 @@ def test_sizes() -> None:
 
 
 def test_resolve_takes_recipe_then_what_was_given() -> None:
-    settings = resolve("enet", "x", {"lr": 0.01, "class_weights": "none", "seed": 3, "epochs": None})
+    settings = resolve(
+        "enet", "x", {"lr": 0.01, "class_weights": "none", "seed": 3, "epochs": None}
+    )
     assert (settings.recipe["lr"], settings.recipe["class_weights"]) == (0.01, None)
-    assert (settings.recipe["epochs"], settings.recipe["optimizer"], settings.seed) == (300, "adam", 3)
+    assert (settings.recipe["epochs"], settings.recipe["optimizer"], settings.seed) == (
+        300,
+        "adam",
+        3,
+    )
     assert settings.size is None, "drawn images keep their own size"
     assert resolve("enet", "x", {"data": "camvid:d"}).size == (360, 480)
     assert resolve("enet", "x", {"data": "camvid:d", "size": (90, 120)}).size == (90, 120)
@@ -180,7 +200,11 @@ def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
     drawn = torch.rand(4), np.random.rand(4), random.random()
     restore_rng(torch.load(tmp_path / "rng", weights_only=True))
     again = torch.rand(4), np.random.rand(4), random.random()
-    assert torch.equal(drawn[0], again[0]) and np.array_equal(drawn[1], again[1]) and drawn[2] == again[2]
+    assert (
+        torch.equal(drawn[0], again[0])
+        and np.array_equal(drawn[1], again[1])
+        and drawn[2] == again[2]
+    )
 
 
 def test_run_state_gives_each_process_its_own_loss() -> None:
@@ -193,7 +217,9 @@ def test_run_state_gives_each_process_its_own_loss() -> None:
 
 def test_chart_draws_every_finite_point() -> None:
     svg = line_chart(
-        [Line("a<b", "one", [(1, 0.5), (2, float("nan")), (3, 0.7)])], x_label="epoch", y_label="loss"
+        [Line("a<b", "one", [(1, 0.5), (2, float("nan")), (3, 0.7)])],
+        x_label="epoch",
+        y_label="loss",
     )
     assert svg.count("<circle") == 2 and "a&lt;b" in svg and "nan" not in svg
     assert line_chart([Line("a", "one", [])], x_label="x", y_label="y") == ""

@@ -66,17 +66,21 @@ def test_resume_after_kill_gives_the_same_numbers(tmp_path: Path, processes: int
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
     from segkern.models import read_card
 
-    # Without dropout and with every normalisation over the same images the two runs would agree to the bit;
-    # here each process normalises over its half, so they agree only roughly.
+    # Without dropout and with every normalisation over the same images the two runs would agree to
+    # the bit; here each process normalises over its half, so they agree only roughly.
     plain = ("--option", "dropout=0", "--option", "dropout_early=0")
     for processes in (1, 2):
-        done = run_command(*ARGUMENTS, *plain, "--devices", processes, "-o", tmp_path / str(processes))
+        done = run_command(
+            *ARGUMENTS, *plain, "--devices", processes, "-o", tmp_path / str(processes)
+        )
         assert done.returncode == 0, done.stderr
     cards = [read_card(tmp_path / n / "best.safetensors") for n in ("1", "2")]
     # 5 images over two processes: each is counted once.
     assert [card["protocol"]["images"] for card in cards] == [5, 5]
     assert cards[0]["protocol"]["pixels"] == cards[1]["protocol"]["pixels"]
-    rows = [(tmp_path / n / "metrics.csv").read_text().splitlines()[-1].split(",") for n in ("1", "2")]
+    rows = [
+        (tmp_path / n / "metrics.csv").read_text().splitlines()[-1].split(",") for n in ("1", "2")
+    ]
     assert rows[0][:3] == rows[1][:3]
     assert float(rows[0][3]) == pytest.approx(float(rows[1][3]), rel=0.05)
 
@@ -140,5 +144,7 @@ def test_interrupt_is_no_traceback(tmp_path: Path) -> None:
 
 
 def test_more_nodes_need_an_address(tmp_path: Path) -> None:
-    done = run_command(*ARGUMENTS, "--nodes", 2, "--devices", 1, "-o", tmp_path / "run", NODE_RANK="0")
+    done = run_command(
+        *ARGUMENTS, "--nodes", 2, "--devices", 1, "-o", tmp_path / "run", NODE_RANK="0"
+    )
     assert done.returncode == 2 and "MASTER_ADDR" in done.stderr

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import TINY
 from safetensors.torch import load_file
+from tiny_runs import TINY
 
 from segkern.engine import files
 from segkern.engine.callbacks import read_rows
@@ -100,7 +100,13 @@ def test_mixed_precision(tmp_path: Path, device: str, precision: str) -> None:
 
 @pytest.mark.parametrize("name", ["enet_encoder", "segnet_basic"])
 def test_other_networks_and_recipes(tmp_path: Path, name: str) -> None:
-    given = {**TINY, "class_weights": "median_frequency", "limit_train": 4, "flip": True, "crop": (32, 48)}
+    given = {
+        **TINY,
+        "class_weights": "median_frequency",
+        "limit_train": 4,
+        "flip": True,
+        "crop": (32, 48),
+    }
     result = fit(name, tmp_path / "run", device="cpu", max_steps=1, **given)
     assert result.steps == 1 and (tmp_path / "run" / "best.safetensors").exists()
 
@@ -170,7 +176,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, device: str) ->
     broken["lr_schedulers"][0]["base_lrs"] = [float("nan")] * 3
     torch.save(broken, run / "last.ckpt")
     stored = (run / "last.ckpt").read_bytes()
-    with pytest.raises(RunStopped, match=r"loss became nan at step .*last good checkpoint, of epoch 1") as error:
+    with pytest.raises(
+        RunStopped, match=r"loss became nan at step .*last good checkpoint, of epoch 1"
+    ) as error:
         fit("enet", run, resume=True, epochs=3)
     assert error.value.exit_code == 1
     assert (run / "last.ckpt").read_bytes() == stored
@@ -200,11 +208,14 @@ def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_disk_that_really_is_full(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "none", disk], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=9m", "none", disk], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("this user may not mount a small file system")
     try:
-        # The first checkpoint (5 MB) and the weights (1.5 MB) fit, a second one beside them does not.
+        # The first checkpoint (5 MB) and the weights (1.5 MB) fit, a second one beside them does
+        # not.
         with pytest.raises(RunStopped, match="disk is full"):
             fit("enet", disk / "run", device="cpu", **TINY)
         assert read_state(disk / "run" / "last.ckpt").epoch == 1

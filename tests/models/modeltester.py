@@ -77,7 +77,9 @@ def case_of(name: str) -> Case:
     return CASES.get(name, Case())
 
 
-def build(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, **options) -> nn.Module:
+def build(
+    name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, **options
+) -> nn.Module:
     """A light network with seeded weights, in evaluation mode."""
     model = create_model(name, **{**case_of(name).options, **options})
     seed_weights(model)
@@ -110,7 +112,7 @@ def seed_weights(model: nn.Module) -> None:
 def images(
     name: str, size: tuple[int, int], batch: int = 1, channels: int = 3, like: Tensor | None = None
 ) -> Tensor:
-    """Random images in the range the network's recipe feeds, on the device and dtype of ``like``."""
+    """Random images in the range of the network's recipe, on the device and dtype of ``like``."""
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(batch, channels, *size, generator=generator, dtype=torch.float64)
     if get_entry(name).recipe.input in ("bgr", "caffe"):
@@ -284,7 +286,9 @@ def check_compile_training(name: str, device: str) -> None:
         for module in model.modules():
             if isinstance(module, (nn.Dropout, nn.Dropout2d)):
                 module.p = 0.0
-        forward = model if backend is None else torch.compile(model, backend=backend, fullgraph=True)
+        forward = (
+            model if backend is None else torch.compile(model, backend=backend, fullgraph=True)
+        )
         forward(image)["out"].square().mean().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch._dynamo.reset()

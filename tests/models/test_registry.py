@@ -98,7 +98,8 @@ def test_a_network_without_a_backbone():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"optimizer": "lamb"}, {"input": "rgb"}, {"loss_reduction": "mean"}, {"schedule": "step"}]
+    "bad",
+    [{"optimizer": "lamb"}, {"input": "rgb"}, {"loss_reduction": "mean"}, {"schedule": "step"}],
 )
 def test_recipes_refuse_what_they_do_not_know(bad):
     with pytest.raises(ValueError, match="Recipe: "):

@@ -24,7 +24,9 @@ def _resnet50():
 
 
 @pytest.mark.parametrize(
-    ("build", "count"), [(_vgg16_bn, 5), (_googlenet, 13), (_resnet50, 1)], ids=lambda v: str(v)[1:9]
+    ("build", "count"),
+    [(_vgg16_bn, 5), (_googlenet, 13), (_resnet50, 1)],
+    ids=lambda v: str(v)[1:9],
 )
 def test_torchvision_models_keep_their_bits(build, count, device):
     torch.manual_seed(0)

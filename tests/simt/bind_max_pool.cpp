@@ -29,6 +29,8 @@ using Geometry =
 
 // What CudaLauncher in common/launch.cuh is on the device.
 struct SimtLauncher {
+  static inline int64_t int32_limit = INT32_MAX;  // set_int32_limit: reach the 64-bit kernels
+
   template <typename... Params, typename... Args>
   void operator()(void (*kernel)(Params...), int64_t threads, Args... args) const {
     if (threads <= 0) {
@@ -148,4 +150,5 @@ PYBIND11_MODULE(simt_max_pool, m) {
   m.def("max_unpool_fwd", &max_unpool_fwd);
   m.def("max_unpool_bwd", &max_unpool_bwd);
   m.def("convert_pool_indices", &convert_pool_indices);
+  m.def("set_int32_limit", [](int64_t threads) { SimtLauncher::int32_limit = threads; });
 }

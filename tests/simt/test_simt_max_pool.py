@@ -140,6 +140,18 @@ def test_misaligned_features_take_a_path_without_vectors(kernels, dtype, channel
         check(kernels, launch)
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_kernels_that_count_in_64_bits(kernels, channels_last):
+    kernels.set_int32_limit(0)  # as if there were more than 2^31 elements
+    try:
+        for case in (PoolCase((2, 8, 9, 32)), PoolCase((1, 3, 7, 9), kernel=(3, 3), stride=(2, 2))):
+            for index_format in case.formats:
+                for launch in launches(case, "float16", index_format, channels_last):
+                    check(kernels, launch)
+    finally:
+        kernels.set_int32_limit(2**31 - 1)
+
+
 def test_blocks_on_two_os_threads(kernels):
     case = PoolCase((3, 5, 20, 33), kernel=(3, 3), stride=(2, 2), padding=(1, 1))
     for launch in launches(case, "float32", "offset", False):
