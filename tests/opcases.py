@@ -86,7 +86,7 @@ class PoolCase:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     ceil_mode: bool = False
-    special: str = ""  # "nan", "inf", "-inf": some inputs are; "zeros": of both signs; "relu"
+    special: str = ""  # "nan", "inf", "-inf": some inputs are; "zeros", "relu", "rising": see input
     notes: str = ""  # what the row is there for
 
     def __str__(self) -> str:
@@ -164,7 +164,8 @@ class PoolCase:
     # Data.
 
     def input(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """Small integers, full of ties and exact in every dtype, and the special values."""
+        """Small integers, full of ties and exact in every dtype, and the special values; zeros of
+        both signs; no negative number; or numbers that rise, so that the last element wins."""
         generator = torch.Generator().manual_seed(sum(self.shape))
         x = torch.randint(-4, 5, self.shape, generator=generator).to(dtype)
         chosen = torch.rand(self.shape, generator=generator) < 0.3
@@ -172,6 +173,8 @@ class PoolCase:
             x = x.relu()
         elif self.special == "zeros":
             x = torch.where(chosen, torch.zeros_like(x), -torch.zeros_like(x))
+        elif self.special == "rising":
+            x = torch.arange(x.numel()).view(x.shape).to(dtype)
         elif self.special:
             x[chosen] = float(self.special)
             x[..., :1, :, :] = float(self.special)  # windows of nothing else
@@ -235,9 +238,10 @@ POOL_CASES = (
     PoolCase((1, 2, 9, 9), kernel=(2, 2), stride=(1, 1), dilation=(3, 2), notes="dilated only"),
     PoolCase((1, 1, 10, 9), kernel=(2, 2), stride=(3, 3), special="-inf", notes="gaps"),
     PoolCase((1, 2, 9, 9), kernel=(5, 5), stride=(2, 2), padding=(2, 2), ceil_mode=True),
-    PoolCase((1, 1, 19, 20), kernel=(16, 16), stride=(3, 4), padding=(8, 8), notes="256 codes"),
-    PoolCase((1, 2, 21, 19), kernel=(17, 15), stride=(2, 3), padding=(8, 7), notes="255 codes"),
-    PoolCase((1, 2, 19, 20), kernel=(17, 16), stride=(1, 2), padding=(8, 8), notes="flat only"),
+    # 256, 255 and 272 elements a window: the last code of a byte, the one before, and flat only.
+    PoolCase((1, 1, 19, 20), kernel=(16, 16), stride=(3, 4), padding=(8, 8), special="rising"),
+    PoolCase((1, 2, 21, 19), kernel=(17, 15), stride=(2, 3), padding=(8, 7), special="rising"),
+    PoolCase((1, 2, 19, 20), kernel=(17, 16), stride=(1, 2), padding=(8, 8), special="rising"),
     # Values.
     PoolCase((2, 2, 6, 7), special="-inf"),
     PoolCase((1, 3, 6, 8), special="inf"),

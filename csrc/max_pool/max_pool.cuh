@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 // and the codes of a word gather in registers. kTile2x2 unrolls the common window, so that its four
 // loads are in flight together.
 template <typename scalar_t, typename index_t, int kLanes, bool kTile2x2>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 3)
     max_pool_channels_last_fwd_kernel(PoolParams p, int64_t threads) {
   using Lanes = Vec<scalar_t, kLanes>;
   const PoolWindow& w = p.window;
@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 // gradients of the windows that name it, in raster order: no atomics, the same bits every time.
 // Reads each code once per element of its window.
 template <typename scalar_t, typename index_t>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 4)
     max_pool_bwd_kernel(PoolParams p, int64_t threads) {
   const PoolWindow& w = p.window;
   const index_t thread = thread_index<index_t>();

@@ -8,10 +8,56 @@
 namespace segkern {
 namespace {
 
-// The code that a tiled, unflat index tensor holds for column ow of the row starting at `row`.
-__device__ __forceinline__ uint32_t tile_code(const PoolParams& p, int64_t row, int64_t stride,
-                                              int64_t ow) {
-  return static_cast<uint32_t>(stored_index(p.window, p.format, p.indices, row, stride, ow));
+// Codes of kLanes neighbouring channels of window column ow, of a tiled index tensor that is not
+// flat; `row` is the index row's first element for the first of the channels, `stride` the distance
+// between columns. One vector load (two for eight packed lanes).
+template <int kLanes>
+__device__ __forceinline__ void load_lane_codes(const PoolParams& p, int64_t row, int64_t stride,
+                                                int64_t ow, uint32_t (&codes)[kLanes]) {
+  const PoolWindow& w = p.window;
+  if (p.format == IndexFormat::kOffset) {
+    const auto bytes = load_vec<uint8_t, kLanes>(static_cast<const uint8_t*>(p.indices) + row +
+                                                 ow * stride);
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) {
+      codes[lane] = bytes.lane[lane];
+    }
+    return;
+  }
+  constexpr int kLoad = kLanes < 4 ? kLanes : 4;
+  const uint32_t* words =
+      static_cast<const uint32_t*>(p.indices) + row + ow / w.per_word() * stride;
+  const int shift = w.bits() * static_cast<int>(ow % w.per_word());
+  const uint32_t mask = (1u << w.bits()) - 1;
+#pragma unroll
+  for (int part = 0; part < kLanes; part += kLoad) {
+    const auto word = load_vec<uint32_t, kLoad>(words + part);
+#pragma unroll
+    for (int lane = 0; lane < kLoad; ++lane) {
+      codes[part + lane] = word.lane[lane] >> shift & mask;
+    }
+  }
+}
+
+// Codes of kWindows neighbouring 2x2 windows of a contiguous row, packed or offset.
+template <int kWindows>
+__device__ __forceinline__ void load_row_codes(const PoolParams& p, int64_t row, int64_t ow,
+                                               uint32_t (&codes)[kWindows]) {
+  if (p.format == IndexFormat::kOffset) {
+    const auto bytes = load_vec<uint8_t, kWindows>(static_cast<const uint8_t*>(p.indices) +
+                                                   row * p.window.out_w + ow);
+#pragma unroll
+    for (int i = 0; i < kWindows; ++i) {
+      codes[i] = bytes.lane[i];
+    }
+    return;
+  }
+  const uint32_t* words = static_cast<const uint32_t*>(p.indices) + row * p.window.words_per_row();
+  const uint32_t word = words[ow / 16] >> (2 * static_cast<int>(ow % 16));
+#pragma unroll
+  for (int i = 0; i < kWindows; ++i) {
+    codes[i] = word >> (2 * i) & 3u;
+  }
 }
 
 // 2x2 windows that tile contiguous planes. A thread owns the windows under one 16-byte vector of
@@ -38,9 +84,11 @@ __global__ void __launch_bounds__(kBlockThreads)
     const int64_t row = plane.outer * w.out_h + oh;
     const auto y =
         load_vec<bits_t, kWindows>(static_cast<const bits_t*>(p.out) + row * w.out_w + ow);
+    uint32_t codes[kWindows];
+    load_row_codes(p, row, ow, codes);
 #pragma unroll
     for (int i = 0; i < kWindows; ++i) {
-      const uint32_t code = tile_code(p, row * w.index_row(p.format), 1, ow + i);
+      const uint32_t code = codes[i];
       top.lane[2 * i] = code == 0 ? y.lane[i] : bits_t{0};
       top.lane[2 * i + 1] = code == 1 ? y.lane[i] : bits_t{0};
       low.lane[2 * i] = code == 2 ? y.lane[i] : bits_t{0};
@@ -79,10 +127,12 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (two_rows) {
     low = load_vec<bits_t, kVector>(from + w.in_w);
   }
+  uint32_t codes[kWindows];
+  load_row_codes(p, row, ow, codes);
   Vec<bits_t, kWindows> y;
 #pragma unroll
   for (int i = 0; i < kWindows; ++i) {
-    const uint32_t code = tile_code(p, row * w.index_row(p.format), 1, ow + i);
+    const uint32_t code = codes[i];
     bits_t v = code == 0 ? top.lane[2 * i] : bits_t{0};
     v = code == 1 ? top.lane[2 * i + 1] : v;
     v = code == 2 ? low.lane[2 * i] : v;
@@ -115,11 +165,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     const int64_t row = plane.outer * w.out_h + oh;
     y = load_vec<bits_t, kLanes>(static_cast<const bits_t*>(p.out) +
                                  (row * w.out_w + ow) * stride + channel);
-#pragma unroll
-    for (int lane = 0; lane < kLanes; ++lane) {
-      codes[lane] =
-          tile_code(p, row * w.index_row(p.format) * stride + channel + lane, stride, ow);
-    }
+    load_lane_codes(p, row * w.index_row(p.format) * stride + channel, stride, ow, codes);
   }
   uint32_t code = 0;
   for (int64_t kh = 0; kh < w.kernel_h; ++kh) {
@@ -159,10 +205,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   const int64_t ow = column.inner;
   const int64_t row = column.outer;
   uint32_t codes[kLanes];
-#pragma unroll
-  for (int lane = 0; lane < kLanes; ++lane) {
-    codes[lane] = tile_code(p, row * w.index_row(p.format) * stride + channel + lane, stride, ow);
-  }
+  load_lane_codes(p, row * w.index_row(p.format) * stride + channel, stride, ow, codes);
   Vec<bits_t, kLanes> y = {};
   uint32_t code = 0;
   for (int64_t kh = 0; kh < w.kernel_h; ++kh) {

@@ -78,8 +78,8 @@ def train(
             "--size",
             panel=_RUN,
             metavar="HxW",
-            help="Bring all images to this size (default: the paper's for files; synthetic ones are "
-            "drawn at their own).",
+            help="Bring all images to this size (default: the paper's for files; synthetic ones "
+            "are drawn at their own).",
         ),
     ] = None,
     limit_train: Annotated[

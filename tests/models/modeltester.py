@@ -78,7 +78,10 @@ def case_of(name: str) -> Case:
 
 
 def build(
-    name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, **options
+    name: str,
+    device: torch.device | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **options,
 ) -> nn.Module:
     """A light network with seeded weights, in evaluation mode."""
     model = create_model(name, **{**case_of(name).options, **options})
@@ -161,7 +164,7 @@ def correlation(actual: Tensor, expected: Tensor) -> float:
     return torch.corrcoef(pair)[0, 1].item()
 
 
-def check_forward(name: str, device: str) -> None:
+def check_forward(name: str, device: torch.device) -> None:
     case = case_of(name)
     model = build(name, device)
     output = model(images(name, case.size, case.batch, like=parameter_of(model)))
@@ -174,7 +177,7 @@ def check_forward(name: str, device: str) -> None:
     assert scores.std() > 1e-3
 
 
-def check_backward(name: str, device: str) -> None:
+def check_backward(name: str, device: torch.device) -> None:
     case = case_of(name)
     model = build(name, device).train()
     before = {key: value.clone() for key, value in model.named_buffers()}
@@ -190,7 +193,7 @@ def check_backward(name: str, device: str) -> None:
     assert len(moved) == len(before), "a running statistic did not move"
 
 
-def check_odd_sizes(name: str, device: str) -> None:
+def check_odd_sizes(name: str, device: torch.device) -> None:
     model = build(name, device)
     for size in case_of(name).odd_sizes:
         scores = run(name, model, size)
@@ -198,7 +201,7 @@ def check_odd_sizes(name: str, device: str) -> None:
         assert scores.isfinite().all()
 
 
-def check_channels_and_classes(name: str, device: str) -> None:
+def check_channels_and_classes(name: str, device: torch.device) -> None:
     case = case_of(name)
     for channels, classes in ((1, 2), (4, 1)):
         model = build(name, device, in_channels=channels, num_classes=classes)
@@ -208,20 +211,20 @@ def check_channels_and_classes(name: str, device: str) -> None:
             model(images(name, case.size, channels=channels + 1, like=parameter_of(model)))
 
 
-def check_parameters(name: str, device: str) -> None:
+def check_parameters(name: str, device: torch.device) -> None:
     with torch.device("meta"):
         model = create_model(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == get_entry(name).parameters
 
 
-def check_names(name: str, device: str) -> None:
+def check_names(name: str, device: torch.device) -> None:
     with torch.device("meta"):
         model = create_model(name)
     names = {key: list(value.shape) for key, value in model.state_dict().items()}
     assert names == read_golden(name)["state_dict"]
 
 
-def check_logits(name: str, device: str) -> None:
+def check_logits(name: str, device: torch.device) -> None:
     golden = read_golden(name)["logits"]
     scores = golden_scores(name, device)
     assert list(scores.shape) == golden["shape"]
@@ -231,7 +234,7 @@ def check_logits(name: str, device: str) -> None:
     assert_same(samples_of(scores).cpu(), kept, 1e-6)
 
 
-def check_repeats(name: str, device: str) -> None:
+def check_repeats(name: str, device: torch.device) -> None:
     """The same bits twice, and an image's scores do not depend on its company."""
     case = case_of(name)
     model = build(name, device, precise(name))
@@ -241,7 +244,7 @@ def check_repeats(name: str, device: str) -> None:
     assert_same(first, together[:1])
 
 
-def check_channels_last(name: str, device: str) -> None:
+def check_channels_last(name: str, device: torch.device) -> None:
     case = case_of(name)
     model = build(name, device, precise(name))
     expected = run(name, model, case.size)
@@ -253,18 +256,18 @@ def check_channels_last(name: str, device: str) -> None:
     assert_same(scores, expected)
 
 
-def check_autocast(name: str, device: str) -> None:
+def check_autocast(name: str, device: torch.device) -> None:
     case = case_of(name)
     model = build(name, device)
     expected = run(name, model, case.size)
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         scores = run(name, model, case.size)
     assert scores.dtype in (torch.bfloat16, torch.float32)
     assert scores.isfinite().all()
     assert correlation(scores, expected) > 0.9
 
 
-def check_compile(name: str, device: str) -> None:
+def check_compile(name: str, device: torch.device) -> None:
     """One graph without breaks, for any size."""
     torch._dynamo.reset()
     case = case_of(name)
@@ -275,7 +278,7 @@ def check_compile(name: str, device: str) -> None:
     torch._dynamo.reset()
 
 
-def check_compile_training(name: str, device: str) -> None:
+def check_compile_training(name: str, device: torch.device) -> None:
     """Forward and backward in one graph each, with the gradients of the plain network."""
     torch._dynamo.reset()
     case = case_of(name)
@@ -296,7 +299,7 @@ def check_compile_training(name: str, device: str) -> None:
     assert similarity > 0.999
 
 
-def check_export(name: str, device: str) -> None:
+def check_export(name: str, device: torch.device) -> None:
     case = case_of(name)
     model = build(name, device, precise(name))
     if case.export_multiple == 1:
@@ -313,7 +316,7 @@ def check_export(name: str, device: str) -> None:
         assert_same(exported, run(name, model, size))
 
 
-def check_save_and_load(name: str, device: str, folder: Path) -> None:
+def check_save_and_load(name: str, device: torch.device, folder: Path) -> None:
     case = case_of(name)
     model = build(name, device, num_classes=5)
     config = json.loads(json.dumps(model.config))
@@ -325,7 +328,7 @@ def check_save_and_load(name: str, device: str, folder: Path) -> None:
     assert torch.equal(run(name, loaded, case.size), run(name, model, case.size))
 
 
-def check_recipe(name: str, device: str) -> None:
+def check_recipe(name: str, device: torch.device) -> None:
     entry = get_entry(name)
     assert isinstance(entry.recipe, Recipe)
     assert entry.recipe.source
@@ -341,7 +344,7 @@ CHECKS: dict[str, Callable[..., None]] = {
 }
 
 
-def golden_scores(name: str, device: str) -> Tensor:
+def golden_scores(name: str, device: torch.device) -> Tensor:
     """In float64: near ties of the pooling windows would fall differently in float32."""
     return run(name, build(name, device, torch.float64), case_of(name).size)
 
@@ -361,7 +364,7 @@ def read_golden(name: str) -> dict[str, Any]:
 def write_golden(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name)
-    scores = golden_scores(name, "cpu")
+    scores = golden_scores(name, torch.device("cpu"))
     golden = {
         "logits": {
             "size": list(case_of(name).size),

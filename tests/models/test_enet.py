@@ -85,8 +85,11 @@ def test_routes_and_unpooling(device):
     model = build("enet", device)
     unpooled = {}
     for name in ("up4", "up5"):
-        hook = lambda _, args, output, name=name: unpooled.update({name: (args, output)})  # noqa: E731
-        model.decoder.get_submodule(name).unpool.register_forward_hook(hook)
+
+        def record(_, args, output, name=name):
+            unpooled[name] = (args, output)
+
+        model.decoder.get_submodule(name).unpool.register_forward_hook(record)
     image = torch.rand(2, 3, 64, 80, device=device)
     with torch.no_grad():
         _, routes = model.encoder(image)

@@ -58,7 +58,7 @@ def test_frozen_slopes_and_frozen_inputs():
 def test_autocast(device):
     layer = PReLU(3).to(device)
     x = torch.randn(2, 3, 4, 4, device=device, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         layer(x).float().sum().backward()
     assert x.grad.dtype == torch.bfloat16
     assert layer.weight.grad.dtype == torch.float32

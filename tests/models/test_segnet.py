@@ -128,9 +128,11 @@ def test_basic_has_relu_in_the_encoder_only():
     model = build("segnet_basic")
     low = {}
     for part in ("encoder", "decoder"):
-        block = model.get_submodule(f"{part}.stage2")
-        hook = lambda _, __, output, part=part: low.update({part: output.min().item()})  # noqa: E731
-        block.register_forward_hook(hook)
+
+        def record(_, __, output, part=part):
+            low[part] = output.min().item()
+
+        model.get_submodule(f"{part}.stage2").register_forward_hook(record)
     with torch.no_grad():
         model(255 * torch.rand(1, 3, 32, 32))
     assert low["encoder"] == 0

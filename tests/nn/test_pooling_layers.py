@@ -88,6 +88,11 @@ def test_unpool_of_pool_is_the_maxima(index_format, device):
     assert torch.equal(pool(restored.where(is_maximum, -torch.inf))[0], pooled)
 
 
+def test_ties_go_to_the_first_in_raster_order(device):
+    flat = MaxPool2d(2, return_indices=True, index_format="flat")
+    assert flat(torch.zeros(1, 1, 4, 4, device=device))[1].flatten().tolist() == [0, 2, 8, 10]
+
+
 def test_unpool_output_sizes(device):
     pooled, indices = MaxPool2d(2, return_indices=True)(torch.randn(1, 2, 9, 7, device=device))
     unpool = MaxUnpool2d(2)

@@ -1,0 +1,57 @@
+"""Runs every CUDA kernel once over the small operator cases, for compute-sanitizer.
+
+    compute-sanitizer --tool memcheck python -m tests.kernels.small_cases
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from segkern import env, ops
+from tests.opcases import POOL_CASES
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def run_pooling() -> int:
+    """Forward, backward, unpooling, its backward and conversion over all cases; returns a count."""
+    runs = 0
+    for case in POOL_CASES:
+        for dtype in DTYPES:
+            for layout in (torch.contiguous_format, torch.channels_last):
+                if layout == torch.channels_last and len(case.shape) != 4:
+                    continue
+                for index_format in case.formats:
+                    x = torch.randn(case.shape, dtype=torch.float32).to("cuda", dtype)
+                    x = x.contiguous(memory_format=layout).requires_grad_()
+                    window = (case.kernel, case.stride, case.padding, case.dilation)
+                    y, indices = ops.max_pool2d_with_indices(
+                        x, *window, ceil_mode=case.ceil_mode, index_format=index_format
+                    )
+                    y.backward(torch.ones_like(y))
+                    plane = case.shape[-2:]
+                    flat = ops.convert_pool_indices(
+                        indices, "flat", *window, input_size=plane, output_size=y.shape[-2:]
+                    )
+                    for given in (indices, flat):
+                        values = y.detach().requires_grad_()
+                        raw = torch.ops.segkern.max_unpool2d
+                        out = raw(values, given, *case.window_lists(), *plane)
+                        out.backward(torch.ones_like(out))
+                    runs += 1
+    torch.cuda.synchronize()
+    return runs
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("nothing run:", "; ".join(env()["reasons"]))
+        return 1
+    print(f"{run_pooling()} pooling cases ran")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
