@@ -83,6 +83,53 @@ inline Best<O> best_of_4(typename O::Bits a, typename O::Bits b, typename O::Bit
   return best;
 }
 
+// each(), for a body that returns an element's code. Codes are gathered as wide as the elements and
+// narrowed afterwards: a store of bytes inside the loop would shrink its vectors to 16 lanes of one
+// byte, four floats.
+template <typename O, typename Body>
+inline void each_coded(int64_t n, uint8_t* __restrict__ code, const Body& body) {
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    typename O::Code wide[kBlock];
+#pragma GCC ivdep
+    for (int64_t j = 0; j < kBlock; ++j) {
+      wide[j] = body(i + j);
+    }
+#pragma GCC ivdep
+    for (int64_t j = 0; j < kBlock; ++j) {
+      code[i + j] = static_cast<uint8_t>(wide[j]);
+    }
+  }
+  for (; i < n; ++i) {
+    code[i] = static_cast<uint8_t>(body(i));
+  }
+}
+
+// The same for a body that reads an element's code, as a lane of type Lane; returns the bitwise or
+// of all codes.
+template <typename Lane, typename Body>
+inline int each_decoded(int64_t n, const uint8_t* __restrict__ code, const Body& body) {
+  Lane seen = 0;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    Lane wide[kBlock];
+#pragma GCC ivdep
+    for (int64_t j = 0; j < kBlock; ++j) {
+      wide[j] = code[i + j];
+    }
+#pragma GCC ivdep
+    for (int64_t j = 0; j < kBlock; ++j) {
+      seen |= wide[j];
+      body(i + j, wide[j]);
+    }
+  }
+  for (; i < n; ++i) {
+    seen |= code[i];
+    body(i, static_cast<Lane>(code[i]));
+  }
+  return static_cast<int>(seen);
+}
+
 // One row of 2x2 windows, stride 2: rows r0 and r1 hold 2n elements.
 template <typename O>
 void max_2x2(const void* row0, const void* row1, void* out, uint8_t* __restrict__ code,
@@ -90,10 +137,10 @@ void max_2x2(const void* row0, const void* row1, void* out, uint8_t* __restrict_
   const auto* __restrict__ r0 = static_cast<const typename O::Bits*>(row0);
   const auto* __restrict__ r1 = static_cast<const typename O::Bits*>(row1);
   auto* __restrict__ y = static_cast<typename O::Bits*>(out);
-  each(n, [&](int64_t i) {
+  each_coded<O>(n, code, [&](int64_t i) {
     const Best<O> best = best_of_4<O>(r0[2 * i], r0[2 * i + 1], r1[2 * i], r1[2 * i + 1]);
     y[i] = best.value;
-    code[i] = static_cast<uint8_t>(best.code);
+    return best.code;
   });
 }
 
@@ -106,10 +153,10 @@ void max_4(const void* tap0, const void* tap1, const void* tap2, const void* tap
   const auto* __restrict__ c = static_cast<const typename O::Bits*>(tap2);
   const auto* __restrict__ d = static_cast<const typename O::Bits*>(tap3);
   auto* __restrict__ y = static_cast<typename O::Bits*>(out);
-  each(n, [&](int64_t i) {
+  each_coded<O>(n, code, [&](int64_t i) {
     const Best<O> best = best_of_4<O>(a[i], b[i], c[i], d[i]);
     y[i] = best.value;
-    code[i] = static_cast<uint8_t>(best.code);
+    return best.code;
   });
 }
 
@@ -168,16 +215,12 @@ int expand_2x2(const void* windows, const uint8_t* __restrict__ code, void* row0
   const U* __restrict__ y = static_cast<const U*>(windows);
   Pair* __restrict__ r0 = static_cast<Pair*>(row0);
   Pair* __restrict__ r1 = static_cast<Pair*>(row1);
-  Wide seen = 0;
-  each(n, [&](int64_t i) {
-    const Wide k = code[i];
-    seen |= k;
+  return each_decoded<Wide>(n, code, [&](int64_t i, Wide k) {
     const Wide pair = static_cast<Wide>(y[i]) << ((k & 1) * kHalf);
     const Wide top = (k >> 1 & 1) - 1;  // all ones for the upper row's codes
     r0[i] = pair & top;
     r1[i] = pair & ~top;
   });
-  return static_cast<int>(seen);
 }
 
 template <>
@@ -186,16 +229,14 @@ int expand_2x2<uint64_t>(const void* windows, const uint8_t* __restrict__ code, 
   const uint64_t* __restrict__ y = static_cast<const uint64_t*>(windows);
   uint64_t* __restrict__ r0 = static_cast<uint64_t*>(row0);
   uint64_t* __restrict__ r1 = static_cast<uint64_t*>(row1);
-  int seen = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const int k = code[i];
-    seen |= k;
-    r0[2 * i] = k & 3 ? 0 : y[i];
-    r0[2 * i + 1] = (k & 3) == 1 ? y[i] : 0;
-    r1[2 * i] = (k & 3) == 2 ? y[i] : 0;
-    r1[2 * i + 1] = (k & 3) == 3 ? y[i] : 0;
-  }
-  return seen;
+  return each_decoded<uint64_t>(n, code, [&](int64_t i, uint64_t k) {
+    const uint64_t right = -(k & 1);      // all ones for codes 1 and 3
+    const uint64_t low = -(k >> 1 & 1);   // all ones for codes 2 and 3
+    r0[2 * i] = y[i] & ~low & ~right;
+    r0[2 * i + 1] = y[i] & ~low & right;
+    r1[2 * i] = y[i] & low & ~right;
+    r1[2 * i + 1] = y[i] & low & right;
+  });
 }
 
 template <typename U>
@@ -212,14 +253,10 @@ int select_2x2(const void* row0, const void* row1, const uint8_t* __restrict__ c
   const U* __restrict__ r0 = static_cast<const U*>(row0);
   const U* __restrict__ r1 = static_cast<const U*>(row1);
   U* __restrict__ y = static_cast<U*>(windows);
-  U seen = 0;
-  each(n, [&](int64_t i) {
-    const U k = code[i];
+  return each_decoded<U>(n, code, [&](int64_t i, U k) {
     const U a = r0[2 * i], b = r0[2 * i + 1], c = r1[2 * i], d = r1[2 * i + 1];
-    seen |= k;
     y[i] = pick<U>(k, a, b, c, d);
   });
-  return static_cast<int>(seen);
 }
 
 // The same for one channels-last window of four taps over n channels.
@@ -231,17 +268,13 @@ int expand_4(const void* window, const uint8_t* __restrict__ code, void* tap0, v
   U* __restrict__ b = static_cast<U*>(tap1);
   U* __restrict__ c = static_cast<U*>(tap2);
   U* __restrict__ d = static_cast<U*>(tap3);
-  U seen = 0;
-  each(n, [&](int64_t i) {
+  return each_decoded<U>(n, code, [&](int64_t i, U k) {
     const U v = y[i];
-    const U k = code[i];
-    seen |= k;
     a[i] = k == 0 ? v : U{0};
     b[i] = k == 1 ? v : U{0};
     c[i] = k == 2 ? v : U{0};
     d[i] = k == 3 ? v : U{0};
   });
-  return static_cast<int>(seen);
 }
 
 template <typename U>
@@ -252,13 +285,9 @@ int select_4(const void* tap0, const void* tap1, const void* tap2, const void* t
   const U* __restrict__ c = static_cast<const U*>(tap2);
   const U* __restrict__ d = static_cast<const U*>(tap3);
   U* __restrict__ y = static_cast<U*>(window);
-  U seen = 0;
-  each(n, [&](int64_t i) {
-    const U k = code[i];
-    seen |= k;
+  return each_decoded<U>(n, code, [&](int64_t i, U k) {
     y[i] = pick<U>(k, a[i], b[i], c[i], d[i]);
   });
-  return static_cast<int>(seen);
 }
 
 // Channels-last windows of any size: the share of tap k over n channels.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <vector>
 
 #include <torch/csrc/stable/ops.h>
 
@@ -112,33 +111,35 @@ struct PoolTask {
     const int64_t lane = p.channels * size;
     std::unique_ptr<char[]> y_buffer(new char[lane]);
     std::unique_ptr<uint8_t[]> code_buffer(new uint8_t[code_buffer_size(p)]);
-    std::vector<const char*> taps(w.taps());
-    std::vector<uint8_t> codes(w.taps());
     for (int64_t task = begin; task < end; ++task) {
       const int64_t batch = task / w.out_h;
       const int64_t oh = task % w.out_h;
       for (int64_t ow = 0; ow < w.out_w; ++ow) {
-        size_t n_taps = 0;
-        for (int64_t k = 0; k < w.taps(); ++k) {
-          const int64_t h = w.row(oh, k);
-          const int64_t x = w.col(ow, k);
-          if (w.inside(h, x)) {
-            taps[n_taps] = element_at(((batch * w.in_h + h) * w.in_w + x) * p.channels);
-            codes[n_taps++] = static_cast<uint8_t>(k);
-          }
-        }
         char* y_lane = static_cast<char*>(p.out) + (task * w.out_w + ow) * lane;
         char* y = stream ? y_buffer.get() : y_lane;
         uint8_t* code = p.format == IndexFormat::kOffset
                             ? index_row<uint8_t>(p, batch, oh) + ow * p.channels
                             : code_buffer.get();
-        if (n_taps == 4 && w.taps() == 4) {
-          max.max_4(taps[0], taps[1], taps[2], taps[3], y, code, p.channels);
+        if (w.tiled_2x2() && 2 * oh + 1 < w.in_h && 2 * ow + 1 < w.in_w) {
+          const char* r0 = element_at(((batch * w.in_h + 2 * oh) * w.in_w + 2 * ow) * p.channels);
+          const char* r1 = r0 + w.in_w * lane;
+          max.max_4(r0, r0 + lane, r1, r1 + lane, y, code, p.channels);
         } else {
           fill_lowest(y, p.element, p.channels);
-          std::memset(code, n_taps ? codes[0] : 0, p.channels);
-          for (size_t k = 0; k < n_taps; ++k) {
-            max.max_tap(taps[k], 1, y, code, codes[k], p.channels);
+          bool first = true;
+          std::memset(code, 0, p.channels);
+          for (int64_t k = 0; k < w.taps(); ++k) {
+            const int64_t h = w.row(oh, k);
+            const int64_t x = w.col(ow, k);
+            if (!w.inside(h, x)) {
+              continue;
+            }
+            if (first) {
+              std::memset(code, static_cast<int>(k), p.channels);
+              first = false;
+            }
+            max.max_tap(element_at(((batch * w.in_h + h) * w.in_w + x) * p.channels), 1, y, code,
+                        static_cast<uint8_t>(k), p.channels);
           }
         }
         store_code_lane(p, batch, oh, ow, code);

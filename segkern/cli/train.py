@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -316,7 +317,8 @@ def train(
         typer.echo(
             f"nothing to do: the run has all its {result.epochs} epochs ({result.steps} steps)"
         )
-    typer.echo(f"run: {result.run}")
+    if int(os.environ.get("RANK", 0)) == 0:
+        typer.echo(f"run: {result.run}")
 
 
 def _range(text: str) -> tuple[float, float]:

@@ -83,7 +83,9 @@ class StepGuard(Callback):
         late = self.max_time is not None and time.monotonic() - self.started >= self.max_time
         if look or last or out_of_steps or late:
             self._take_loss()
-        bad, late = self._agree(not math.isfinite(state.loss_sum), late, module.device)
+        bad = not math.isfinite(state.loss_sum)
+        if distributed():
+            bad, late = self._agree(bad, late, module.device) if look else (False, False)
         if bad:
             raise RunStopped(self._bad_loss())
         if late:
@@ -109,8 +111,6 @@ class StepGuard(Callback):
 
     @staticmethod
     def _agree(bad: bool, late: bool, device: torch.device) -> tuple[bool, bool]:
-        if not distributed():
-            return bad, late
         flags = torch.tensor([bad, late], dtype=torch.int32, device=device)
         torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
         return bool(flags[0]), bool(flags[1])

@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,9 @@ def fit(
         devices=settings.devices,
         nodes=settings.nodes,
     )
-    return _result(run, "launched", read_state(run / LAST))
+    # Other machines than the first need not see the folder.
+    state = read_state(run / LAST) if (run / LAST).is_file() else RunState()
+    return _result(run, "launched", state)
 
 
 def run_job(
@@ -241,7 +244,7 @@ class Job:
 
             batches = len(self.data.val(0, settings.world))
             console = Console(stderr=True)
-            self.journal.show = console.print
+            self.journal.show = partial(console.print, markup=False, highlight=False)
             callbacks.append(RichProgress(console, self.state, guard, self.total_steps, batches))
         with warnings.catch_warnings():
             _quiet()

@@ -37,6 +37,16 @@ def _assert_none(differ: Tensor, got: Tensor, want: Tensor, what: str) -> None:
         )
 
 
+def assert_memory_format(got: Tensor, layout: str, what: str = "") -> None:
+    """Channels-last where the input's layout is one of those, else contiguous."""
+    if got.numel() == 0:
+        return  # torch calls every tensor without elements contiguous
+    last = got.dim() == 4 and "channels_last" in layout
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    strides = f"strides {got.stride()} of {tuple(got.shape)}"
+    assert got.is_contiguous(memory_format=memory_format), f"{what} {layout}: {strides}"
+
+
 def assert_error_as_torchs(
     got: Tensor, torchs: Tensor, exact: Tensor, *, k: float, what: str = ""
 ) -> None:

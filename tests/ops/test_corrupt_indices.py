@@ -37,6 +37,9 @@ CASES = [
 ]
 
 
+CLIPPED = "the clipped part of the window"
+
+
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """A window, and what is written there instead of its index."""
@@ -84,7 +87,16 @@ def faults(case: PoolCase, index_format: str) -> Iterator[Fault]:
             h = oh * case.stride[0] - case.padding[0] + code // case.kernel[1] * case.dilation[0]
             w = ow * case.stride[1] - case.padding[1] + code % case.kernel[1] * case.dilation[1]
             if not (0 <= h < height and 0 <= w < width):
-                yield Fault(last_plane, oh, ow, code, "the clipped part of the window")
+                yield Fault(last_plane, oh, ow, code, CLIPPED)
+
+
+def with_fault(
+    case: PoolCase, index_format: str, fault: Fault, layout: str, device: torch.device | str
+) -> Tensor:
+    """torch's indices in a format with one fault, in a layout."""
+    indices = torchs_indices(case, index_format, "cpu").clone()
+    fault.put(case, indices)
+    return lay_out(indices.to(device), layout)
 
 
 def positions_with(case: PoolCase, fault: Fault) -> Tensor:
@@ -172,9 +184,7 @@ def test_an_index_that_names_nothing(name, case, index_format, layout, device):
     if not found:
         pytest.skip("every code of the format is an element of every window")
     for fault in found:
-        indices = torchs_indices(case, index_format, "cpu").clone()
-        fault.put(case, indices)
-        indices = lay_out(indices.to(device), layout)
+        indices = with_fault(case, index_format, fault, layout, device)
         if device.type == "cpu":
             with pytest.raises(RuntimeError, match=f"{name.split(',')[0]}: indices must be in"):
                 consumer.call(case, laid, indices)
@@ -190,28 +200,42 @@ def test_an_index_that_names_nothing(name, case, index_format, layout, device):
 def test_conversion_of_an_index_that_names_nothing(case, index_format, layout, device):
     if index_format not in case.formats:
         pytest.skip(f"{case.taps} elements a window do not fit the packed format")
-    found = list(faults(case, index_format))
+    found = [fault for fault in faults(case, index_format) if fault.why != CLIPPED]
     if index_format == "flat":
         # An element of the plane, but not of this window.
         corner = case.input_size[0] * case.input_size[1] - 1
         found.append(Fault(0, 0, 0, corner, "another window's element"))
     if not found:
-        pytest.skip("every code of the format is an element of every window")
+        pytest.skip("every code of the format is an element of a whole window")
     for fault in found:
-        indices = torchs_indices(case, index_format, "cpu").clone()
-        fault.put(case, indices)
-        indices = lay_out(indices.to(device), layout)
+        indices = with_fault(case, index_format, fault, layout, device)
         for target in case.formats:
             if device.type == "cpu":
                 with pytest.raises(RuntimeError, match="convert_pool_indices: indices must name"):
                     convert(case, indices, target)
                     print(fault, target)
-            elif fault.why != "the clipped part of the window":
+            else:
                 got = convert(case, indices, target).cpu()
                 want = torchs_indices(case, target, "cpu").clone()
                 nothing = {"offset": 255, "packed": 0, "flat": -1}[target]
                 dataclasses.replace(fault, value=nothing).put(case, want)
                 assert_same_integers(got, want, f"{fault} to {target}")
+
+
+@by_layout
+@pytest.mark.parametrize("target", FORMATS)
+@pytest.mark.parametrize("source", ["offset", "packed"])
+def test_conversion_of_a_code_in_the_clipped_part(source, target, layout):
+    """A code of no element of the plane has no flat index, and is as corrupt in other formats."""
+    for case in CASES:
+        if source not in case.formats or target not in case.formats:
+            continue
+        for fault in faults(case, source):
+            if fault.why == CLIPPED:
+                indices = with_fault(case, source, fault, layout, "cpu")
+                with pytest.raises(RuntimeError, match="convert_pool_indices: indices must name"):
+                    convert(case, indices, target)
+                    print(case, fault)
 
 
 @by_consumer

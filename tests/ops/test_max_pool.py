@@ -6,7 +6,12 @@ import itertools
 
 import pytest
 import torch
-from comparisons import assert_error_as_torchs, assert_same_bits, assert_same_integers
+from comparisons import (
+    assert_error_as_torchs,
+    assert_memory_format,
+    assert_same_bits,
+    assert_same_integers,
+)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from opcases import DTYPES, FORMATS, LAYOUTS, POOL_CASES, PoolCase, dtype_id
@@ -234,9 +239,7 @@ def test_layout_of_the_incoming_gradient_does_not_matter(case, dtype, device):
             for index_layout in ("contiguous", "channels_last", "sliced", "channels_last_sliced"):
                 got = raw_pool_backward(case, laid, lay_out(indices, index_layout))
                 assert_same_bits(got, want, f"{grad_layout}, {index_layout}, {index_format}")
-                last = "channels_last" in grad_layout
-                memory_format = torch.channels_last if last else torch.contiguous_format
-                assert got.is_contiguous(memory_format=memory_format)
+                assert_memory_format(got, grad_layout, index_format)
 
 
 def test_many_gradients_meet_in_a_half_type(device):

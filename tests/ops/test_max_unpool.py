@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comparisons import assert_same_bits
+from comparisons import assert_memory_format, assert_same_bits
 from opcases import DTYPES, FORMATS, LAYOUTS, POOL_CASES, PoolCase, dtype_id
 from pooling import (
     RAW,
@@ -52,9 +52,7 @@ def test_values(case, dtype, device):
                 indices = torchs_indices(case, index_format, device)
             got = unpool(case, laid, indices)
             assert_same_bits(got, want, f"{layout}, {index_format}")
-            last = laid.dim() == 4 and "channels_last" in layout
-            memory_format = torch.channels_last if last else torch.contiguous_format
-            assert got.is_contiguous(memory_format=memory_format), layout
+            assert_memory_format(got, layout, index_format)
 
 
 @by_dtype

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from comparisons import assert_same_integers
+from comparisons import assert_memory_format, assert_same_integers
 from opcases import FORMATS, LAYOUTS, POOL_CASES, PoolCase
 from pooling import convert, lay_out, pool, reference_convert, torchs_indices
 
@@ -133,10 +133,7 @@ def test_conversion_is_the_references(case, device):
                     continue  # other numbers, not indices of this pooling
                 got = convert(case, lay_out(indices, layout), target)
                 assert_same_integers(got, want, f"{source} -> {target}, {layout}")
-                last = got.dim() == 4 and "channels_last" in layout
-                memory_format = torch.channels_last if last else torch.contiguous_format
-                if got.numel() > 0:
-                    assert got.is_contiguous(memory_format=memory_format), (layout, target)
+                assert_memory_format(got, layout, f"{source} -> {target}")
 
 
 @by_case
