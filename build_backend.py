@@ -40,18 +40,20 @@ def find_toolkit(extra: tuple[Path, ...] = ()) -> Path | None:
     """The CUDA toolkit: a folder with bin/nvcc and include/cuda_runtime.h.
 
     CUDA_HOME and CUDA_PATH are taken at their word. A program called nvcc on PATH may be a wrapper
-    outside the toolkit, so its folder counts only if the headers are there.
+    outside the toolkit, so its folder counts only if the headers are there. SEGKERN_HIDE_TOOLKIT=1
+    makes the machine's own toolkit invisible, to build with the compiler wheels all the same.
     """
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if os.environ.get(variable):
             return Path(os.environ[variable])
     candidates = []
-    on_path = shutil.which("nvcc")
-    if on_path:
-        candidates += [Path(on_path).resolve().parent.parent]
-    candidates += sorted(Path("/usr/local").glob("cuda*"), reverse=True)
-    candidates += [Path("/opt/cuda"), *extra]
-    for candidate in candidates:
+    if os.environ.get("SEGKERN_HIDE_TOOLKIT") != "1":
+        on_path = shutil.which("nvcc")
+        if on_path:
+            candidates += [Path(on_path).resolve().parent.parent]
+        candidates += sorted(Path("/usr/local").glob("cuda*"), reverse=True)
+        candidates += [Path("/opt/cuda")]
+    for candidate in [*candidates, *extra]:
         header = candidate / "include" / "cuda_runtime.h"
         if (candidate / "bin" / "nvcc").is_file() and (header.is_file() or candidate in extra):
             return candidate

@@ -79,9 +79,10 @@ class StepGuard(Callback):
         epoch_done = state.batch >= self.steps_per_epoch
         last = epoch_done and state.epoch + 1 >= self.epochs
         out_of_steps = self.max_steps is not None and state.step >= self.max_steps
-        look = loss.device.type == "cpu" or state.step % self.log_every == 0 or epoch_done
+        due = state.step % self.log_every == 0 or epoch_done or out_of_steps
+        look = due or loss.device.type == "cpu"
         late = self.max_time is not None and time.monotonic() - self.started >= self.max_time
-        if look or last or out_of_steps or late:
+        if look or late:
             self._take_loss()
         bad = not math.isfinite(state.loss_sum)
         if distributed():
@@ -89,7 +90,6 @@ class StepGuard(Callback):
         if bad:
             raise RunStopped(self._bad_loss())
         if late:
-            self._take_loss()
             self.reason = "max_time"
         if out_of_steps:
             self.reason = "max_steps"

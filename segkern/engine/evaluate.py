@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -63,7 +64,7 @@ def evaluate(
     chosen = set(spread(pictures, len(dataset)))
     folder = None if output is None else Path(output)
     if folder is not None:
-        _clear_pictures(folder / PICTURES)
+        _clear_pictures(folder)
         legend(dataset.class_names, dataset.palette).save(folder / LEGEND)
     started, done = time.monotonic(), 0
     names: list[str] = []
@@ -161,6 +162,7 @@ def _result(
         **{name: _number(measured[name]) for name in figures if name in measured},
         "per_class": per_class,
         "checkpoint": trained.source,
+        "weights_sha256": trained.fingerprint(),
         "model": trained.card["config"]["name"],
         "data": spec,
         "split": split,
@@ -190,9 +192,14 @@ def _number(value: float) -> float | None:
 
 
 def _clear_pictures(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
+    """Remove the pictures of an earlier evaluation, and nothing else."""
+    (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+    try:
+        earlier = json.loads((folder / RESULT).read_text(encoding="utf-8"))["pictures"]
+    except (OSError, ValueError, KeyError):
+        return
+    for name in earlier:
+        (folder / PICTURES / Path(name).name).unlink(missing_ok=True)
 
 
 def _draw(

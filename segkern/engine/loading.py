@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,14 @@ from segkern.models._preprocess import preprocess
 class Trained:
     """A network in eval mode on its device, with the card of its weights.
 
-    run: the run folder it came from, or None. settings: the run's settings, {} without a run.
+    path: the weights file. run: the run folder it came from, or None. settings: the run's settings,
+    {} without a run.
     """
 
     network: nn.Module
     card: dict[str, Any]
     source: str
+    path: Path
     device: torch.device
     run: Path | None
     settings: dict[str, Any]
@@ -39,6 +42,14 @@ class Trained:
     @property
     def palette(self) -> np.ndarray:
         return np.asarray(self.card["palette"], dtype=np.uint8)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights file, which names the weights a result belongs to."""
+        digest = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
 
     @torch.inference_mode()
     def predict(self, images: Tensor, *, tta: bool = False) -> Tensor:
@@ -111,7 +122,7 @@ def load_trained(source: str | Path, device: str = "auto") -> Trained:
     except (ValueError, TypeError) as error:
         raise EngineError(f"{path}: {error}") from error
     network = network.eval().to(chosen, memory_format=torch.channels_last)
-    return Trained(network, card, str(source), chosen, run, settings)
+    return Trained(network, card, str(source), path, chosen, run, settings)
 
 
 def _builtin(source: str) -> Path:

@@ -47,7 +47,8 @@ def write_report(
 ) -> Path:
     """Write the report of a run folder as one HTML file (RUN/report.html); return its path.
 
-    The evaluation in RUN/evaluation is used where it is there, and made otherwise or with `fresh`.
+    The evaluation in RUN/evaluation is used where it is of the same weights, and made otherwise or
+    with `fresh`.
     data: needed only where the run's own has moved. speed: measure pooling beside torch, a few
     seconds.
     """
@@ -57,10 +58,10 @@ def write_report(
     say = show or (lambda line: None)
     trained = load_trained(run, device)
     folder = run / EVALUATION
-    if fresh or not (folder / RESULT).is_file():
+    measured = None if fresh else _stored(folder / RESULT, trained.fingerprint())
+    if measured is None:
         say("report: evaluating")
-        evaluate(run, data, device=device, output=folder)
-    measured = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        measured = evaluate(run, data, device=device, output=folder)
     dataset, _, _ = open_for(trained, data or measured["data"], split=measured["split"])
     samples = [draw_sample(trained, dataset, i) for i in spread(pictures, len(dataset))]
     if speed:
@@ -85,6 +86,14 @@ def write_report(
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, page.encode("utf-8"))
     return target
+
+
+def _stored(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """An earlier evaluation, if there is one and it is of these weights."""
+    if not path.is_file():
+        return None
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    return measured if measured.get("weights_sha256") == fingerprint else None
 
 
 def _lead(trained: Trained, measured: dict[str, Any]) -> str:

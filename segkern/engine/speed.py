@@ -55,7 +55,8 @@ def measure_speed(
     place = "cuda" if device == "auto" and torch.cuda.is_available() else device
     place = "cpu" if place == "auto" else place
     if place == "cpu":
-        # Otherwise fetching memory for the output from the system is most of the time, on both sides.
+        # Otherwise fetching memory for the output from the system is most of the time, on both
+        # sides.
         keep_freed_memory()
     layouts = [("NCHW", torch.contiguous_format), ("NHWC", torch.channels_last)]
     share = seconds / (4 * len(layouts))

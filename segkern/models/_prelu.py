@@ -40,12 +40,12 @@ class _PReLU(torch.autograd.Function):
         positive = torch.ops.aten.threshold_backward(grad, input, 0)
         negative = grad - positive
         grad_input = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            slope = weight.view(1, -1, *[1] * (input.dim() - 2))
-            grad_input = torch.addcmul(positive, negative, slope)
         if ctx.needs_input_grad[1]:
             product = negative * input
             axes = [axis for axis in range(input.dim()) if axis != 1]
             grad_weight = product.sum() if weight.numel() == 1 else product.sum(axes)
             grad_weight = grad_weight.view_as(weight)
+        if ctx.needs_input_grad[0]:
+            slope = weight.view(1, -1, *[1] * (input.dim() - 2))
+            grad_input = positive.addcmul_(negative, slope)
         return grad_input, grad_weight

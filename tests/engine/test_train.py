@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import subprocess
 from pathlib import Path
 
@@ -229,3 +230,19 @@ def test_a_disk_that_really_is_full(tmp_path: Path) -> None:
 def test_config_says_how_the_run_was_made(trained: Path) -> None:
     stored = json.loads((trained / "config.json").read_text())
     assert stored["settings"]["recipe"]["lr"] == 5e-4 and stored["settings"]["data"] == TINY["data"]
+
+
+def test_processes_started_outside_must_agree_with_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(EngineError, match="2 processes were started"):
+        fit("enet", tmp_path / "run", device="cpu", **TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_freed_memory_is_kept_where_the_library_allows() -> None:
+    from segkern.engine.memory import keep_freed_memory
+
+    assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")

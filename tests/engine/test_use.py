@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def test_evaluation_names_its_rules_and_leaves_pictures(trained: Path, tmp_path:
     assert [p.name for p in pictures] == stored["pictures"] and len(pictures) == 3
     width, height = Image.open(pictures[0]).size
     assert width > 3 * 64 and height > 48
+    (tmp_path / "pictures" / "mine.png").write_bytes(b"not ours")
     evaluate(trained, limit=5, pictures=1, output=tmp_path)
+    (tmp_path / "pictures" / "mine.png").unlink()
     assert len(list((tmp_path / "pictures").iterdir())) == 1, (
         "pictures of an earlier evaluation are gone"
     )
@@ -304,6 +307,20 @@ def test_report_is_one_file_with_everything(trained: Path, tmp_path: Path) -> No
     assert "Not measured" in plain
     with pytest.raises(EngineError, match="not the folder of a run"):
         write_report(tmp_path)
+
+
+def test_report_does_not_use_figures_of_other_weights(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    evaluate(run, limit=2, output=run / "evaluation")
+    lines: list[str] = []
+    write_report(run, speed=False, pictures=1, show=lines.append)
+    assert lines == [], "the evaluation at hand is used"
+    stored = json.loads((run / "evaluation" / "metrics.json").read_text())
+    stored["weights_sha256"] = "0" * 64
+    (run / "evaluation" / "metrics.json").write_text(json.dumps(stored))
+    write_report(run, speed=False, pictures=1, show=lines.append)
+    assert lines == ["report: evaluating"]
 
 
 def test_speed_is_measured_beside_torch(device: str) -> None:
