@@ -105,8 +105,7 @@ def open_for(
     where the classes do not agree.
     """
     spec, size = _data_of(trained, data, size)
-    seed = trained.settings.get("seed", 0)
-    dataset = open_dataset(spec, split, seed=seed, size=size, length=limit)
+    dataset = open_dataset(spec, split, size=size, length=limit)
     _check_classes(trained, dataset)
     return dataset, spec, size
 

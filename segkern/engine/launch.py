@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from segkern.engine.errors import EngineError, RunStopped
+from segkern.engine.settings import TrainSettings, resolve_device
 
-FAILURE = ".failure.json"
+_FAILURE = "SEGKERN_FAILURE_NOTE"  # names the file in which the first process leaves its error
 _GRACE = 30.0  # seconds that the others get to end after one process has failed
 
 
@@ -53,7 +54,7 @@ def launch(run: Path, job: dict[str, Any], *, devices: int, nodes: int) -> None:
     environment["PYTHONPATH"] = os.pathsep.join(
         part for part in (root, environment.get("PYTHONPATH")) if part
     )
-    if job["settings"]["device"] == "cpu" and "OMP_NUM_THREADS" not in environment:
+    if resolve_device(job["settings"]["device"]) == "cpu" and "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // devices))
     command = [sys.executable, "-m", "segkern.engine.launch", json.dumps(job)]
     children = [
@@ -122,7 +123,6 @@ def _print(line: str) -> None:
 def main() -> int:
     """Entry of a child process: the job is the only argument, as JSON."""
     from segkern.data import DatasetError
-    from segkern.engine.settings import TrainSettings
     from segkern.engine.train import run_job
 
     job = json.loads(sys.argv[1])

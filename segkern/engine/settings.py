@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from segkern.engine.errors import EngineError
 from segkern.models import Recipe, get_entry
 
@@ -208,3 +210,10 @@ def resume(stored: TrainSettings, model: str | None, given: dict[str, Any]) -> T
         )
     settings.__post_init__()
     return settings
+
+
+def resolve_device(device: str) -> str:
+    """ "cpu" or "cuda": "auto" takes a GPU where there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"

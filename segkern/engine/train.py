@@ -41,7 +41,7 @@ from segkern.engine.launch import launch, started_outside
 from segkern.engine.loader import TrainLoader, validation_loader
 from segkern.engine.memory import keep_freed_memory
 from segkern.engine.module import SegmentationModule
-from segkern.engine.settings import TrainSettings, resolve
+from segkern.engine.settings import TrainSettings, resolve, resolve_device
 from segkern.engine.settings import resume as resume_settings
 from segkern.engine.state import RunState
 from segkern.models import Recipe, WeightsError, create_model, save_weights
@@ -366,13 +366,6 @@ def global_rank(settings: TrainSettings) -> int:
     return int(os.environ.get("NODE_RANK", 0)) * settings.devices + int(os.environ["LOCAL_RANK"])
 
 
-def resolve_device(device: str) -> str:
-    """ "cpu" or "cuda": "auto" takes a GPU where there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def check_devices(settings: TrainSettings) -> None:
     """Raise EngineError where this machine cannot run as the settings ask."""
     device = resolve_device(settings.device)
@@ -461,7 +454,8 @@ def _open(settings: TrainSettings, split: str, transform: Any = None) -> Segment
         settings.data,
         split,
         transform=transform,
-        seed=settings.seed,
+        # Every seed is measured on the same validation set.
+        seed=settings.seed if split == "train" else 0,
         size=settings.size,
         length=settings.limit_train if split == "train" else settings.limit_val,
         cache_images=settings.cache and transform is not None,

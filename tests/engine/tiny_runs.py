@@ -37,5 +37,5 @@ def environment(**extra: str) -> dict[str, str]:
 
 def run_command(*arguments: object, **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), env=environment(**extra), capture_output=True, text=True, timeout=240
+        command(*arguments), env=environment(**extra), capture_output=True, text=True, timeout=600
     )
