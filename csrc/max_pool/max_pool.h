@@ -12,6 +12,9 @@ namespace segkern {
 // in -> out, indices.
 void max_pool_fwd_cpu(const PoolParams& params);
 
+// The same for windows of more than 256 elements, flat indices.
+void max_pool_wide_cpu(const PoolParams& params);
+
 // out (gradient), indices -> in (gradient): every window adds its gradient to the element that it
 // names, in raster order. Returns false if an index was out of range; `in` is then unspecified.
 bool max_pool_bwd_cpu(const PoolParams& params);

@@ -155,6 +155,10 @@ struct PoolTask {
 }  // namespace
 
 void max_pool_fwd_cpu(const PoolParams& p) {
+  if (p.window.taps() > kMaxOffsetTaps) {
+    max_pool_wide_cpu(p);
+    return;
+  }
   const PoolTask task{p};
   const PoolWindow& w = p.window;
   const int64_t rows = (p.channels_last ? p.batch : p.batch * p.channels) * w.out_h;

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from segkern.engine.errors import EngineError, RunStopped
 from segkern.engine.settings import TrainSettings, resolve_device
 
 _FAILURE = "SEGKERN_FAILURE_NOTE"  # names the file in which the first process leaves its error
-_GRACE = 30.0  # seconds that the others get to end after one process has failed
+_GRACE = 15.0  # seconds that the others get to end after one process has failed
 
 
 def started_outside() -> bool:
@@ -31,7 +32,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def launch(run: Path, job: dict[str, Any], *, devices: int, nodes: int) -> None:
+def launch(job: dict[str, Any], *, devices: int, nodes: int) -> None:
     """Start `devices` processes of a job on this machine and wait for them.
 
     With several nodes, each node runs the same command with MASTER_ADDR, MASTER_PORT and NODE_RANK
@@ -44,8 +45,7 @@ def launch(run: Path, job: dict[str, Any], *, devices: int, nodes: int) -> None:
         if missing:
             raise EngineError(
                 f"train: with --nodes {nodes} each node needs {', '.join(missing)} in its "
-                f"environment "
-                "(or start the command with torchrun)"
+                "environment (or start the command with torchrun)"
             )
     else:
         environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), NODE_RANK="0")
@@ -57,24 +57,27 @@ def launch(run: Path, job: dict[str, Any], *, devices: int, nodes: int) -> None:
     if resolve_device(job["settings"]["device"]) == "cpu" and "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // devices))
     command = [sys.executable, "-m", "segkern.engine.launch", json.dumps(job)]
-    children = [
-        subprocess.Popen(
-            command, env={**environment, "LOCAL_RANK": str(rank)}, stdin=subprocess.PIPE
-        )
-        for rank in range(devices)
-    ]
-    try:
-        _watch(children)
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-            child.wait()
-            if child.stdin is not None:
-                child.stdin.close()
-    codes = [child.returncode for child in children]
-    if any(codes):
-        raise _failure(run, codes)
+    with tempfile.TemporaryDirectory() as notes:
+        note = Path(notes) / "failure.json"
+        environment[_FAILURE] = str(note)
+        children = [
+            subprocess.Popen(
+                command, env={**environment, "LOCAL_RANK": str(rank)}, stdin=subprocess.PIPE
+            )
+            for rank in range(devices)
+        ]
+        try:
+            _watch(children)
+        finally:
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+                child.wait()
+                if child.stdin is not None:
+                    child.stdin.close()
+        codes = [child.returncode for child in children]
+        if any(codes):
+            raise _failure(note, codes)
 
 
 def _watch(children: list[subprocess.Popen[bytes]]) -> None:
@@ -93,11 +96,9 @@ def _watch(children: list[subprocess.Popen[bytes]]) -> None:
             failed_at = time.monotonic()
 
 
-def _failure(run: Path, codes: list[int]) -> EngineError:
-    note = run / FAILURE
+def _failure(note: Path, codes: list[int]) -> EngineError:
     if note.exists():
         told = json.loads(note.read_text(encoding="utf-8"))
-        note.unlink()
         error = RunStopped(told["message"])
         error.exit_code = told["exit_code"]
         return error
@@ -128,17 +129,29 @@ def main() -> int:
     job = json.loads(sys.argv[1])
     _follow_parent()
     settings = TrainSettings.from_json(job["settings"])
+    note = Path(os.environ[_FAILURE])
+    first = int(os.environ["LOCAL_RANK"]) == 0
     try:
         run_job(settings, resume=job["resume"], show=_print)
     except (EngineError, DatasetError) as error:
         code = getattr(error, "exit_code", 2)
-        if int(os.environ["LOCAL_RANK"]) == 0:
-            note = Path(settings.output) / FAILURE
-            note.write_text(
-                json.dumps({"message": str(error), "exit_code": code}), encoding="utf-8"
-            )
+        if first:
+            told = {"message": str(error), "exit_code": code}
+            note.write_text(json.dumps(told), encoding="utf-8")
         return code
+    except RuntimeError:
+        # Talk with a process that has just ended with a message of its own: that one counts.
+        if not first and _appears(note):
+            return 1
+        raise
     return 0
+
+
+def _appears(note: Path, seconds: float = 5.0) -> bool:
+    until = time.monotonic() + seconds
+    while not note.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    return note.exists()
 
 
 if __name__ == "__main__":

@@ -112,7 +112,6 @@ def fit(
     if settings.nodes == 1 or os.environ.get("NODE_RANK", "0") == "0":
         _prepare_folder(settings, resume=resume, overwrite=overwrite)
     launch(
-        run,
         {"settings": settings.to_json(), "resume": resume},
         devices=settings.devices,
         nodes=settings.nodes,

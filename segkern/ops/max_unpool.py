@@ -41,6 +41,10 @@ def _plane_size(
             f"max_unpool2d: output_size must be (H, W) or the whole output shape of "
             f"{input.dim()} numbers, got {tuple(output_size)}"
         )
+    if torch.compiler.is_exporting():
+        # Sizes are symbols, and the exporter cannot prove this for all of them; the native host
+        # checks what matters, that each window starts inside the plane, at run time.
+        return size[0], size[1]
     for i in range(2):
         low, high = default[i] - stride[i], default[i] + stride[i]
         if not low < size[i] < high:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_runs import TINY
 
-pytest.importorskip("lightning", reason="needs the [train] extra")
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGKERN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
-def _devices() -> list[object]:
-    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-    return ["cpu", pytest.param("cuda", marks=no_gpu)]
-
-
-@pytest.fixture(params=_devices())
+@pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> str:
+    """The name of each device in turn, as the command line takes it."""
+    if request.param == "cuda":
+        request.getfixturevalue("cuda")
     return request.param
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(cache_folder: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of ENet on the CPU."""
     from segkern.engine.train import fit
 

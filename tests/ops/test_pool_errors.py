@@ -42,7 +42,7 @@ class Wrong:
 
     op: str
     arguments: dict[str, Any]
-    error: type[Exception]
+    error: type[Exception] | tuple[type[Exception], ...]
     message: str  # after "<op>: "
 
     def __str__(self) -> str:
@@ -141,7 +141,7 @@ def bad_features(op: str) -> list[Wrong]:
         Wrong(op, {"input": None}, TypeError, "input must be a Tensor, got NoneType"),
         Wrong(op, {"input": zeros(8, 8)}, ValueError, rf"input {_RANK}\(8, 8\)"),
         Wrong(op, {"input": zeros(1, 1, 2, 8, 8)}, ValueError, rf"input {_RANK}\(1, 1, 2, 8, 8\)"),
-        Wrong(op, {"input": zeros(())}, ValueError, rf"input {_RANK}\(\)"),
+        Wrong(op, {"input": zeros()}, ValueError, rf"input {_RANK}\(\)"),
         *[
             Wrong(op, {"input": zeros(1, 2, 4, 4, dtype=dtype)}, TypeError,
                   f"input {_FLOATING}{dtype}")
@@ -292,8 +292,9 @@ def raw_indices(op: str) -> list[Wrong]:
 
 
 def raw_features(op: str, name: str) -> list[Wrong]:
+    side = 4 if "indices" in GOOD_RAW[op] and op != UNPOOL_BACKWARD else 8
     return [
-        Wrong(op, {name: zeros(1, 2, 4, 4, dtype=torch.int32)}, RuntimeError,
+        Wrong(op, {name: zeros(1, 2, side, side, dtype=torch.int32)}, RuntimeError,
               f"{name} {_FLOATING}Int"),
         Wrong(op, {name: zeros(4, 4)}, RuntimeError, rf"{name} {_RANK}\(4, 4\)"),
         Wrong(op, {name: zeros(1, 1, 2, 4, 4)}, RuntimeError, rf"{name} {_RANK}\(1, 1, 2, 4, 4\)"),
