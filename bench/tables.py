@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import results
+from bench import results, weights
 
 README = results.RESULTS.parent.parent / "README.md"
 _BLOCK = re.compile(r"(<!-- bench:(\w+):begin -->\n).*?(<!-- bench:\2:end -->)", re.DOTALL)
@@ -194,7 +194,12 @@ def percent(found: Mapping[str, Any]) -> str:
 
 
 def family_block(family: str, contents: Iterable[Mapping[str, Any]]) -> str:
-    """README's tables of one family: for each device the first shape, the others folded."""
+    """README's tables of one family: for each device the first shape, the others folded.
+
+    The family ``weights`` is no benchmark: its table comes from the cards of the built-in weights.
+    """
+    if family == "weights":
+        return "\n".join(markdown(weights.HEAD, weights.lines(), words=2)) + "\n"
     text = []
     for content in contents:
         rows = [row for row in content["rows"].values() if row["family"] == family]

@@ -25,9 +25,8 @@ bool convert_element(const ConvertParams& p, int64_t plane, int64_t oh, int64_t 
       break;
     }
     const int64_t index = stored_index(w, p.from.format, p.from.indices, source, stride, ow);
-    const int64_t code =
-        p.from.format == IndexFormat::kFlat ? offset_code(w, oh, ow, index) : index;
-    if (code < 0 || code >= w.taps()) {
+    const int64_t code = window_code(w, p.from.format, oh, ow, index);
+    if (code < 0) {
       return false;
     }
     switch (p.to) {

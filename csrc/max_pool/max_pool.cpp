@@ -25,7 +25,8 @@ Tensor max_pool2d_backward_cpu(const Tensor& grad, const Tensor& indices, IntLis
   constexpr const char* op = "_max_pool2d_backward";
   const PoolWindow window = make_window(op, kernel_size, stride, padding, dilation);
   PoolCall call =
-      prepare_pool_call(op, "grad", grad, indices, window, true, input_h, input_w);
+      prepare_pool_call(op, "grad", grad, "input_h and input_w", indices, window, true, input_h,
+                        input_w);
   if (has_work(call.params)) {
     SEGKERN_CHECK(max_pool_bwd_cpu(call.params), op,
                   ": indices must be in range for an input of (", input_h, ", ", input_w,

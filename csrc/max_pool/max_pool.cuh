@@ -323,9 +323,7 @@ __global__ void __launch_bounds__(kBlockThreads)
       break;
     }
     const int64_t index = stored_index(w, p.from.format, p.from.indices, source, stride, ow);
-    const int64_t code = p.from.format == IndexFormat::kFlat
-                             ? offset_code(w, plane.inner, ow, index)
-                             : (index < w.taps() ? index : -1);
+    const int64_t code = window_code(w, p.from.format, plane.inner, ow, index);
     switch (p.to) {
       case IndexFormat::kOffset:
         static_cast<uint8_t*>(p.indices)[thread] = static_cast<uint8_t>(code < 0 ? 255 : code);

@@ -57,8 +57,7 @@ struct PoolTask {
     fill_lowest(y + from_ow * size, p.element, w.out_w - from_ow);
     for (int64_t ow = from_ow; ow < w.out_w; ++ow) {
       const int64_t kw0 = first_tap(w.col(ow, 0), w.dilation_w, w.kernel_w);
-      const bool any = kh0 < w.kernel_h && kw0 < w.kernel_w;
-      code[ow] = static_cast<uint8_t>(any ? kh0 * w.kernel_w + kw0 : 0);
+      code[ow] = static_cast<uint8_t>(w.empty(oh, ow) ? 0 : kh0 * w.kernel_w + kw0);
     }
     for (int64_t kh = kh0; kh < w.kernel_h; ++kh) {
       const int64_t h = h0 + kh * w.dilation_h;

@@ -28,7 +28,8 @@ Tensor max_pool2d_backward_cuda(const Tensor& grad, const Tensor& indices, IntLi
   const OnDeviceOf device(grad);
   const PoolWindow window = make_window(op, kernel_size, stride, padding, dilation);
   PoolCall call =
-      prepare_pool_call(op, "grad", grad, indices, window, true, input_h, input_w);
+      prepare_pool_call(op, "grad", grad, "input_h and input_w", indices, window, true, input_h,
+                        input_w);
   if (has_work(call.params)) {
     launch_max_pool_bwd(call.params, device.stream());
   }

@@ -90,13 +90,13 @@ inline std::vector<int64_t> with_plane(const Tensor& like, int64_t h, int64_t w)
 }
 
 // Sizes of the tensors beside `features`, a (N, C, H, W) or (C, H, W) tensor of either side.
-inline PoolParams make_params(const PoolWindow& window, const Tensor& features, IndexFormat format,
-                              bool channels_last, const char* op) {
+inline PoolParams make_params(const char* op, const char* name, const PoolWindow& window,
+                              const Tensor& features, IndexFormat format, bool channels_last) {
   PoolParams p{};
   p.window = window;
   p.batch = features.dim() == 4 ? features.size(0) : 1;
   p.channels = features.size(features.dim() - 3);
-  p.element = element_of(features, op, "input");
+  p.element = element_of(features, op, name);
   p.format = format;
   p.channels_last = channels_last;
   return p;
@@ -175,7 +175,7 @@ inline PoolForward prepare_max_pool(const Tensor& input, const IntList& kernel,
   PoolForward call;
   const bool channels_last = is_channels_last(input);
   call.input = as_layout(input, channels_last);
-  call.params = make_params(w, call.input, format, channels_last, op);
+  call.params = make_params(op, "input", w, call.input, format, channels_last);
   call.output = empty_in_layout(with_plane(input, w.out_h, w.out_w), input.scalar_type(), input,
                                 channels_last);
   call.indices = empty_in_layout(with_plane(input, w.out_h, w.index_row(format)),
@@ -193,9 +193,10 @@ struct PoolCall {
   Tensor features, indices, result;
 };
 
+// `plane_name` is the argument that gives the planes' size.
 inline PoolCall prepare_pool_call(const char* op, const char* name, const Tensor& features,
-                                  const Tensor& indices, PoolWindow w, bool windows_in,
-                                  int64_t other_h, int64_t other_w) {
+                                  const char* plane_name, const Tensor& indices, PoolWindow w,
+                                  bool windows_in, int64_t other_h, int64_t other_w) {
   check_features(op, name, features);
   const int64_t h = features.size(features.dim() - 2);
   const int64_t x = features.size(features.dim() - 1);
@@ -205,13 +206,13 @@ inline PoolCall prepare_pool_call(const char* op, const char* name, const Tensor
   w.in_w = windows_in ? other_w : x;
   SEGKERN_CHECK(w.out_h > 0 && w.out_w > 0, op, ": pooled size must be positive, got (", w.out_h,
                 ", ", w.out_w, ")");
-  check_plane(op, windows_in ? "output_size" : name, w);
+  check_plane(op, plane_name, w);
   const IndexFormat format = check_indices(op, indices, features, w);
   PoolCall call;
   const bool channels_last = is_channels_last(features);
   call.features = as_layout(features, channels_last);
   call.indices = as_layout(indices, channels_last);
-  call.params = make_params(w, call.features, format, channels_last, op);
+  call.params = make_params(op, name, w, call.features, format, channels_last);
   call.result = empty_in_layout(with_plane(features, other_h, other_w), features.scalar_type(),
                                 features, channels_last);
   void* given = const_cast<void*>(call.features.data_ptr());

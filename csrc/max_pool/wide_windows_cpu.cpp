@@ -34,7 +34,7 @@ void pool_window(const PoolParams& p, int64_t plane, int64_t oh, int64_t ow, int
   }
   const int64_t to = ((plane * w.out_h + oh) * w.out_w + ow) * stride + lane;
   static_cast<scalar_t*>(p.out)[to] = static_cast<scalar_t>(best_value);
-  static_cast<int64_t*>(p.indices)[to] = best < 0 ? flat_index(w, oh, ow, 0) : best;
+  static_cast<int64_t*>(p.indices)[to] = best;
 }
 
 }  // namespace

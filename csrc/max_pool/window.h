@@ -44,6 +44,17 @@ struct PoolWindow {
     return h >= 0 && h < in_h && w >= 0 && w < in_w;
   }
 
+  // Whether window (oh, ow) holds no element at all, which dilation and padding can bring about.
+  SEGKERN_HOST_DEVICE bool empty(int64_t oh, int64_t ow) const {
+    return axis_empty(row(oh, 0), dilation_h, kernel_h, in_h) ||
+           axis_empty(col(ow, 0), dilation_w, kernel_w, in_w);
+  }
+  SEGKERN_HOST_DEVICE static bool axis_empty(int64_t start, int64_t dilation, int64_t kernel,
+                                             int64_t length) {
+    const int64_t first = start >= 0 ? 0 : (-start + dilation - 1) / dilation;
+    return first >= kernel || start + first * dilation >= length;
+  }
+
   // Windows tile the plane from its corner: every element belongs to at most one window, found by
   // a division. This is what SegNet, DeconvNet, ENet and VGG use, and what the fast paths need.
   SEGKERN_HOST_DEVICE bool tiled() const {
@@ -66,18 +77,13 @@ struct PoolWindow {
   }
 };
 
-// torch's plane index of window (oh, ow) with `code`. A window that holds no element at all (it
-// can happen with dilation and padding) gets the index that torch gives it, outside the plane.
-SEGKERN_HOST_DEVICE inline int64_t flat_index(const PoolWindow& w, int64_t oh, int64_t ow, int64_t code) {
-  int64_t h = w.row(oh, code);
-  int64_t x = w.col(ow, code);
-  if (!w.inside(h, x)) {
-    for (h = w.row(oh, 0); h < 0; h += w.dilation_h) {
-    }
-    for (x = w.col(ow, 0); x < 0; x += w.dilation_w) {
-    }
-  }
-  return h * w.in_w + x;
+// The plane index of window (oh, ow) with `code`. A window that holds no element names none: -1
+// (torch gives a position outside the window there, sometimes inside the plane).
+SEGKERN_HOST_DEVICE inline int64_t flat_index(const PoolWindow& w, int64_t oh, int64_t ow,
+                                              int64_t code) {
+  const int64_t h = w.row(oh, code);
+  const int64_t x = w.col(ow, code);
+  return w.inside(h, x) ? h * w.in_w + x : -1;
 }
 
 // The code of plane index `flat` in window (oh, ow), or -1 where it is not one of its elements.
@@ -92,6 +98,17 @@ SEGKERN_HOST_DEVICE inline int64_t offset_code(const PoolWindow& w, int64_t oh, 
     return -1;
   }
   return h / w.dilation_h * w.kernel_w + x / w.dilation_w;
+}
+
+// The code of a stored index: -1 where it names no element of its window, 0 in an empty window.
+SEGKERN_HOST_DEVICE inline int64_t window_code(const PoolWindow& w, IndexFormat format, int64_t oh,
+                                               int64_t ow, int64_t index) {
+  if (w.empty(oh, ow)) {
+    return 0;
+  }
+  const int64_t code = format == IndexFormat::kFlat ? offset_code(w, oh, ow, index) : index;
+  const bool named = code >= 0 && code < w.taps() && w.inside(w.row(oh, code), w.col(ow, code));
+  return named ? code : -1;
 }
 
 constexpr int64_t kMaxOffsetTaps = 256;

@@ -13,7 +13,8 @@ Tensor max_unpool2d_cpu(const Tensor& input, const Tensor& indices, IntList kern
   constexpr const char* op = "max_unpool2d";
   const PoolWindow window = make_window(op, kernel_size, stride, padding, dilation);
   PoolCall call =
-      prepare_pool_call(op, "input", input, indices, window, true, output_h, output_w);
+      prepare_pool_call(op, "input", input, "output_size", indices, window, true, output_h,
+                        output_w);
   if (has_work(call.params)) {
     SEGKERN_CHECK(max_unpool_fwd_cpu(call.params), op,
                   ": indices must be in range for an output of (", output_h, ", ", output_w,
@@ -28,7 +29,7 @@ Tensor max_unpool2d_backward_cpu(const Tensor& grad, const Tensor& indices, IntL
   constexpr const char* op = "_max_unpool2d_backward";
   const PoolWindow window = make_window(op, kernel_size, stride, padding, dilation);
   PoolCall call =
-      prepare_pool_call(op, "grad", grad, indices, window, false, pooled_h, pooled_w);
+      prepare_pool_call(op, "grad", grad, "grad", indices, window, false, pooled_h, pooled_w);
   if (has_work(call.params)) {
     SEGKERN_CHECK(max_unpool_bwd_cpu(call.params, winners_only), op,
                   ": indices must be in range for a plane of (", call.params.window.in_h, ", ",

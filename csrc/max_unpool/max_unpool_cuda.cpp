@@ -24,7 +24,8 @@ Tensor max_unpool2d_cuda(const Tensor& input, const Tensor& indices, IntList ker
   const OnDeviceOf device(input);
   const PoolWindow window = make_window(op, kernel_size, stride, padding, dilation);
   PoolCall call =
-      prepare_pool_call(op, "input", input, indices, window, true, output_h, output_w);
+      prepare_pool_call(op, "input", input, "output_size", indices, window, true, output_h,
+                        output_w);
   if (has_work(call.params)) {
     const Tensor workspace = make_workspace(op, call.params, input);
     launch_max_unpool_fwd(call.params, const_cast<void*>(workspace.data_ptr()), device.stream());
@@ -39,7 +40,7 @@ Tensor max_unpool2d_backward_cuda(const Tensor& grad, const Tensor& indices, Int
   const OnDeviceOf device(grad);
   const PoolWindow window = make_window(op, kernel_size, stride, padding, dilation);
   PoolCall call =
-      prepare_pool_call(op, "grad", grad, indices, window, false, pooled_h, pooled_w);
+      prepare_pool_call(op, "grad", grad, "grad", indices, window, false, pooled_h, pooled_w);
   if (has_work(call.params)) {
     const Tensor workspace = make_workspace(op, call.params, grad);
     launch_max_unpool_bwd(call.params, winners_only, const_cast<void*>(workspace.data_ptr()),

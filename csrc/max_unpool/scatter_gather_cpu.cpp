@@ -38,16 +38,6 @@ struct Unit {
     return plane_position(w, p.format, oh, ow,
                           stored_index(w, p.format, p.indices, row, stride, ow));
   }
-
-  // Whether the window holds no element of the plane: then it names none, and that is no error.
-  bool empty(int64_t oh, int64_t ow) const {
-    for (int64_t k = 0; k < w.taps(); ++k) {
-      if (w.inside(w.row(oh, k), w.col(ow, k))) {
-        return false;
-      }
-    }
-    return true;
-  }
 };
 
 // Calls visit(window, lane, position) for all windows of a unit; false on a bad index.
@@ -59,7 +49,7 @@ bool each_window(const Unit& u, const Visit& visit) {
         const int64_t position = u.position(oh, ow, lane);
         if (position >= 0) {
           visit(oh * u.w.out_w + ow, lane, position);
-        } else if (!u.empty(oh, ow)) {
+        } else if (!u.w.empty(oh, ow)) {
           return false;
         }
       }

@@ -48,9 +48,9 @@ def _of_the_extra(error: ModuleNotFoundError) -> bool:
 
 def _say_extra(error: ModuleNotFoundError) -> int:
     print(
-        f"segkern: the package {error.name} is missing. The command line, training and "
-        f"evaluation need the "
-        "train extra:\n  pip install 'segkern[train]'\n(`segkern info` works without it.)",
+        f"segkern: the package {error.name} is missing. The command line, training and evaluation "
+        "need the train extra:\n  pip install 'segkern[train]'\n(`segkern info` works without "
+        "it.)",
         file=sys.stderr,
     )
     return 2

@@ -38,8 +38,8 @@ class StepGuard(Callback):
 
     A loss that is not finite raises RunStopped before anything is saved. At `epochs`, `max_steps`
     or after `max_time` seconds from `started` the step at hand is finished, the network validated
-    and saved. All processes decide together. On a GPU the loss is looked at every `every` steps, as
-    that waits for the device; a bad loss in between still shows, in the running sum.
+    and saved. All processes decide together. On a GPU the loss is looked at every `log_every`
+    steps, as that waits for the device; a bad loss in between still shows, in the running sum.
     """
 
     def __init__(
@@ -125,8 +125,7 @@ class StepGuard(Callback):
         value = self.loss if not math.isfinite(self.loss) else state.loss_sum
         return (
             f"train: the loss became {value} at step {state.step} (epoch {state.epoch + 1}); the "
-            f"run stopped. "
-            f"{where}\nA lower --lr or --precision 32 may help."
+            f"run stopped. {where}\nA lower --lr or --precision 32 may help."
         )
 
 

@@ -56,7 +56,7 @@ def line_chart(
             f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick, ticks)}</text>'
         )
     marks = (
-        [t for t in _ticks(first, last) if t == int(t) and first <= t <= last]
+        [t for t in _ticks(first, last, 6) if t == int(t) and first <= t <= last]
         if last > first
         else []
     )

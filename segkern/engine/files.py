@@ -39,9 +39,10 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Remove temporary files that a killed process left in `folder`."""
-    for name in Path(folder).glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            name.unlink()
+    for pattern in (".*.tmp", ".*.part"):
+        for name in Path(folder).glob(pattern):
+            with contextlib.suppress(OSError):
+                name.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

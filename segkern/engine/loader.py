@@ -52,9 +52,8 @@ class TrainLoader:
             )
         if len(dataset) < batch_size:
             raise EngineError(
-                f"train: batch_size must be at most the number of training samples, "
-                f"{len(dataset)}, "
-                f"got {batch_size}; give --batch-size"
+                "train: batch_size must be at most the number of training samples, "
+                f"{len(dataset)}, got {batch_size}; give --batch-size"
             )
         self.dataset = dataset
         self.state = state

@@ -130,8 +130,7 @@ def _builtin(source: str) -> Path:
     if not colon or name not in list_models():
         raise EngineError(
             f"no such checkpoint: {source}; wanted is a run folder, a .safetensors file or "
-            f"NAME:TAG for "
-            "built-in weights"
+            "NAME:TAG for built-in weights"
         )
     tags = get_weights(name)
     if tag not in tags:

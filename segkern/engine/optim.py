@@ -95,7 +95,7 @@ class LRFactor:
             )
         if recipe.schedule == "step" and recipe.step_size < 1:
             raise EngineError(
-                f"train: step_size must be at least 1 iteration with schedule 'step', got "
+                "train: step_size must be at least 1 iteration with schedule 'step', got "
                 f"{recipe.step_size}"
             )
         self.schedule = recipe.schedule

@@ -146,7 +146,7 @@ def _check_outputs(folder: Path, files: Sequence[Path]) -> None:
     if inside:
         raise EngineError(
             f"predict: {inside[0]} lies in the output folder and could be overwritten; choose "
-            f"another --output"
+            "another --output"
         )
     if folder.exists() and not folder.is_dir():
         raise EngineError(f"predict: output must be a folder, and {folder} is a file")

@@ -98,8 +98,9 @@ def _stored(path: Path, fingerprint: str) -> dict[str, Any] | None:
 
 def _lead(trained: Trained, measured: dict[str, Any]) -> str:
     size = f" at {measured['size'][0]}x{measured['size'][1]}" if measured["size"] else ""
+    split = {"val": "validation", "train": "training"}.get(measured["split"], measured["split"])
     return (
-        f"Measured on {measured['images']} {measured['split']} images{size}; "
+        f"Measured on {measured['images']} images{size} of the {split} split; "
         f"weights of epoch {trained.card.get('epoch', '?')}, the best by validation mIoU."
     )
 
@@ -267,11 +268,14 @@ def _environment() -> str:
 
 def _facts(facts: dict[str, Any]) -> str:
     return "".join(
-        f'<tr><th scope="row">{escape(str(name).replace("_", " "))}</th>'
-        f"<td>{escape(_plain(value))}</td></tr>"
+        f'<tr><th scope="row">{escape(_words(name))}</th><td>{escape(_plain(value))}</td></tr>'
         for name, value in facts.items()
         if value not in (None, {}, "")
     )
+
+
+def _words(name: str) -> str:
+    return name if name.startswith("_") else name.replace("_", " ")
 
 
 def _plain(value: Any) -> str:

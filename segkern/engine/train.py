@@ -285,10 +285,8 @@ class Job:
         )
         return (
             f"{verb}: {s.model} on {s.data} ({len(self.train_set)} train, {len(self.val_set)} "
-            f"val), "
-            f"{r.epochs} epochs of {self.steps_per_epoch} steps, batch {r.batch_size}, "
-            f"{r.optimizer} "
-            f"lr {r.lr:g}, {s.precision}, {where}"
+            f"val), {r.epochs} epochs of {self.steps_per_epoch} steps, batch {r.batch_size}, "
+            f"{r.optimizer} lr {r.lr:g}, {s.precision}, {where}"
         )
 
 
@@ -382,8 +380,7 @@ def check_devices(settings: TrainSettings) -> None:
         if settings.devices > torch.cuda.device_count():
             raise EngineError(
                 f"train: devices must be at most the {torch.cuda.device_count()} GPUs of this "
-                f"machine, "
-                f"got {settings.devices}"
+                f"machine, got {settings.devices}"
             )
     elif settings.precision == "16-mixed":
         raise EngineError("train: precision 16-mixed needs a GPU; on the CPU use bf16-mixed or 32")
@@ -411,8 +408,7 @@ def _resumed(run: Path, model: str | None, given: dict[str, Any]) -> TrainSettin
     if not (run / LAST).is_file():
         raise EngineError(
             f"train: --resume: {run} has no checkpoint ({LAST}); the run ended before its first "
-            f"epoch was "
-            "complete. Start it again with --overwrite."
+            "epoch was complete. Start it again with --overwrite."
         )
     return settings
 
@@ -428,8 +424,7 @@ def _check_folder(run: Path, *, resume: bool, overwrite: bool) -> None:
         if not overwrite:
             raise EngineError(
                 f"train: {run} already holds a run; go on with it (--resume), replace it "
-                f"(--overwrite) or "
-                "choose another --output"
+                "(--overwrite) or choose another --output"
             )
 
 

@@ -42,12 +42,13 @@ def format_of(op: str, indices: Tensor) -> str:
 
 def pair(op: str, name: str, value: IntPair, least: int) -> list[int]:
     """Two integers of at least `least`, from one or two."""
-    values = [value, value] if isinstance(value, int) else list(value)
+    values = list(value) if isinstance(value, Sequence) else [value]
     if len(values) == 1:
         values = values * 2
-    if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
+    whole = all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in values)
+    if len(values) != 2 or not whole:
         raise ValueError(f"{op}: {name} must be an integer or a pair of integers, got {value!r}")
-    if min(values) < least:
+    if any(v < least for v in values):
         raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}")
     return values
 
@@ -57,7 +58,7 @@ def window_arguments(
 ) -> tuple[list[int], list[int], list[int], list[int]]:
     """kernel_size, stride (the kernel's where None or empty, as in torch), padding, dilation."""
     kernel = pair(op, "kernel_size", kernel_size, 1)
-    given = stride is not None and not (not isinstance(stride, int) and len(stride) == 0)
+    given = stride is not None and not (isinstance(stride, Sequence) and len(stride) == 0)
     return (
         kernel,
         pair(op, "stride", stride, 1) if given else list(kernel),
@@ -97,7 +98,10 @@ def pooled_length(
     """Number of windows along an axis, as torch counts them (ints or SymInts)."""
     span = length + 2 * padding - dilation * (kernel - 1) - 1
     out = (span + (stride - 1 if ceil_mode else 0)) // stride + 1
-    if ceil_mode and (out - 1) * stride >= length + padding:
+    # The last window may not start in the padding behind the input. Most geometries cannot come
+    # there, and asking all the same would put a guard on symbolic sizes.
+    possible = stride + padding >= dilation * (kernel - 1) + 2
+    if ceil_mode and possible and (out - 1) * stride >= length + padding:
         out = out - 1
     return out
 

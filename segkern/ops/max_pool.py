@@ -34,7 +34,8 @@ def max_pool2d_with_indices(
     """Max pooling with the positions of the maxima, for unpooling and for its own backward.
 
     The values are torch's to the bit: of equal elements the first in raster order wins, a NaN in
-    a window makes it NaN, padding counts as -infinity.
+    a window makes it NaN, padding counts as -infinity. Dilation and padding together can leave a
+    window without an element: it gives -infinity, code 0 or flat index -1, and no gradient.
 
     Args:
         input: (N, C, H, W) or (C, H, W), float64, float32, float16 or bfloat16; N may be 0.

@@ -33,13 +33,13 @@ def _plane_size(
     ]
     if output_size is None:
         return default[0], default[1]
-    size = list(output_size)
+    size = list(output_size) if isinstance(output_size, Sequence) else [output_size]
     if len(size) == input.dim():
         size = size[-2:]
-    if len(size) != 2:
+    if len(size) != 2 or not all(isinstance(length, (int, torch.SymInt)) for length in size):
         raise ValueError(
             f"max_unpool2d: output_size must be (H, W) or the whole output shape of "
-            f"{input.dim()} numbers, got {tuple(output_size)}"
+            f"{input.dim()} numbers, got {output_size!r}"
         )
     if torch.compiler.is_exporting():
         # Sizes are symbols, and the exporter cannot prove this for all of them; the native host

@@ -157,5 +157,5 @@ def max_unpool2d(
     target = torch.where(positions < 0, height * width, positions)
     winner = torch.full((*values.shape[:-1], height * width + 1), -1, dtype=torch.long)
     winner = winner.scatter_reduce(-1, target, order, "amax")[..., :-1]
-    plane = values.gather(-1, winner.clamp(min=0)) * (winner >= 0)
+    plane = torch.where(winner >= 0, values.gather(-1, winner.clamp(min=0)), 0)
     return plane.unflatten(-1, (height, width))

@@ -175,6 +175,7 @@ def test_atomic_write_keeps_the_old_file_when_the_disk_is_full(
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".last.ckpt.123.tmp").write_bytes(b"half")
+    (tmp_path / ".best.safetensors.abc.part").write_bytes(b"half")
     (tmp_path / "last.ckpt").write_bytes(b"whole")
     files.remove_leftovers(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

@@ -246,3 +246,17 @@ def test_freed_memory_is_kept_where_the_library_allows() -> None:
     from segkern.engine.memory import keep_freed_memory
 
     assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")
+
+
+def test_camvid_is_trained_at_the_size_asked_for(tmp_path: Path) -> None:
+    camvid = Path(__file__).resolve().parents[3] / "shared" / "camvid"
+    if not (camvid / "train").is_dir():
+        pytest.skip("no CamVid data beside the project (../shared/camvid)")
+    given = {**TINY, "data": f"camvid:{camvid}", "limit_train": 4, "class_weights": "enet"}
+    fit("enet", tmp_path / "run", device="cpu", size=(45, 61), max_steps=1, **given)
+    card = read_card(tmp_path / "run" / "best.safetensors")
+    assert card["data"] == "camvid" and "CC BY-NC 4.0" in card["licence"]
+    assert card["protocol"]["size"] == [45, 61]
+    assert str(camvid.parent) not in json.dumps(card), "a card says nothing of the machine"
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert stored["size"] == [45, 61]

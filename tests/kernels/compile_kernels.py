@@ -143,8 +143,10 @@ def main() -> None:
     kernels = compile_all()
     spilling = [kernel for kernel in kernels if kernel.spill_stores or kernel.spill_loads]
     for kernel in kernels:
-        print(f"{kernel.architecture:7} {kernel.registers:4} regs {kernel.stack:4} stack "
-              f"{kernel.shared:6} smem  {kernel.name[:110]}")
+        print(
+            f"{kernel.architecture:7} {kernel.registers:4} regs {kernel.stack:4} stack "
+            f"{kernel.shared:6} smem  {kernel.name[:110]}"
+        )
     print(f"{len(kernels)} kernels, {len(spilling)} spilling: {TABLE.relative_to(ROOT)}")
 
 

@@ -1,6 +1,6 @@
 """Runs every CUDA kernel once over the small operator cases, for compute-sanitizer.
 
-    compute-sanitizer --tool memcheck python -m tests.kernels.small_cases
+compute-sanitizer --tool memcheck python -m tests.kernels.small_cases
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ def test_vector_kernels_keep_their_occupancy(kernels):
     """The kernels that set the speed of SegNet's pooling need registers for few enough warps."""
     fast = [k for k in kernels if re.search(r"(max_pool|expand|select)_2x2\w*<.*int\b", k.name)]
     assert fast
-    heavy = [f"{k.architecture} {k.name}: {k.registers}" for k in fast
-             if k.registers > FULL_OCCUPANCY]
+    heavy = [
+        f"{k.architecture} {k.name}: {k.registers}" for k in fast if k.registers > FULL_OCCUPANCY
+    ]
     assert not heavy, "\n".join(heavy)

@@ -87,4 +87,3 @@ def torchs_indices(case: PoolCase, index_format: str, device: torch.device | str
 def lay_out(x: Tensor, layout: str) -> Tensor:
     """`x` in one of `opcases.LAYOUTS`."""
     return LAYOUTS[layout](x)
-

@@ -104,8 +104,14 @@ GOOD_RAW: dict[str, dict[str, Any]] = {
 
 
 def given(good: dict[str, Any], arguments: dict[str, Any], device) -> dict[str, Any]:
-    assert arguments.keys() <= good.keys() | {"stride", "padding", "dilation", "ceil_mode",
-                                              "index_format", "output_size"}
+    assert arguments.keys() <= good.keys() | {
+        "stride",
+        "padding",
+        "dilation",
+        "ceil_mode",
+        "index_format",
+        "output_size",
+    }
     merged = {**good, **arguments}
     return {name: value(device) if callable(value) else value for name, value in merged.items()}
 
@@ -143,8 +149,12 @@ def bad_features(op: str) -> list[Wrong]:
         Wrong(op, {"input": zeros(1, 1, 2, 8, 8)}, ValueError, rf"input {_RANK}\(1, 1, 2, 8, 8\)"),
         Wrong(op, {"input": zeros()}, ValueError, rf"input {_RANK}\(\)"),
         *[
-            Wrong(op, {"input": zeros(1, 2, 4, 4, dtype=dtype)}, TypeError,
-                  f"input {_FLOATING}{dtype}")
+            Wrong(
+                op,
+                {"input": zeros(1, 2, 4, 4, dtype=dtype)},
+                TypeError,
+                f"input {_FLOATING}{dtype}",
+            )
             for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64)
         ],
     ]
@@ -153,88 +163,219 @@ def bad_features(op: str) -> list[Wrong]:
 PUBLIC = [
     *bad_features(POOL),
     *bad_windows(POOL),
-    Wrong(POOL, {"input": zeros(1, 0, 8, 8)}, RuntimeError,
-          r"input must have at least one channel, row and column, got \(1, 0, 8, 8\)"),
-    Wrong(POOL, {"input": zeros(1, 2, 0, 8)}, RuntimeError,
-          r"input must have at least one channel, row and column, got \(1, 2, 0, 8\)"),
-    Wrong(POOL, {"index_format": "bits"}, ValueError,
-          "index_format must be one of 'offset', 'packed', 'flat', got 'bits'"),
-    Wrong(POOL, {"index_format": None}, ValueError,
-          "index_format must be one of 'offset', 'packed', 'flat', got None"),
-    Wrong(POOL, {"index_format": torch.uint8}, ValueError,
-          "index_format must be one of 'offset', 'packed', 'flat', got torch.uint8"),
-    Wrong(POOL, {"kernel_size": (17, 16), "padding": (8, 8)}, ValueError,
-          "index_format 'offset' holds windows of at most 256 elements, got kernel_size 17x16; "
-          "use 'flat'"),
-    Wrong(POOL, {"kernel_size": 5, "index_format": "packed"}, ValueError,
-          "index_format 'packed' holds windows of at most 16 elements, got kernel_size 5x5; "
-          "use 'offset' or 'flat'"),
-    Wrong(POOL, {"kernel_size": 3, "padding": 2}, RuntimeError,
-          "padding must be at most half of kernel_size, got 2 for 3"),
-    Wrong(POOL, {"kernel_size": (2, 3), "padding": (1, 2)}, RuntimeError,
-          "padding must be at most half of kernel_size, got 2 for 3"),
-    Wrong(POOL, {"kernel_size": (9, 2)}, RuntimeError,
-          "input of length 8 is too small for kernel_size 9, dilation 1, padding 0"),
-    Wrong(POOL, {"kernel_size": (2, 5), "dilation": (1, 2)}, RuntimeError,
-          "input of length 8 is too small for kernel_size 5, dilation 2, padding 0"),
-    Wrong(POOL, {"kernel_size": 12, "stride": 2, "ceil_mode": True}, RuntimeError,
-          "input of length 8 is too small for kernel_size 12"),
+    Wrong(
+        POOL,
+        {"input": zeros(1, 0, 8, 8)},
+        RuntimeError,
+        r"input must have at least one channel, row and column, got \(1, 0, 8, 8\)",
+    ),
+    Wrong(
+        POOL,
+        {"input": zeros(1, 2, 0, 8)},
+        RuntimeError,
+        r"input must have at least one channel, row and column, got \(1, 2, 0, 8\)",
+    ),
+    Wrong(
+        POOL,
+        {"index_format": "bits"},
+        ValueError,
+        "index_format must be one of 'offset', 'packed', 'flat', got 'bits'",
+    ),
+    Wrong(
+        POOL,
+        {"index_format": None},
+        ValueError,
+        "index_format must be one of 'offset', 'packed', 'flat', got None",
+    ),
+    Wrong(
+        POOL,
+        {"index_format": torch.uint8},
+        ValueError,
+        "index_format must be one of 'offset', 'packed', 'flat', got torch.uint8",
+    ),
+    Wrong(
+        POOL,
+        {"kernel_size": (17, 16), "padding": (8, 8)},
+        ValueError,
+        "index_format 'offset' holds windows of at most 256 elements, got kernel_size 17x16; "
+        "use 'flat'",
+    ),
+    Wrong(
+        POOL,
+        {"kernel_size": 5, "index_format": "packed"},
+        ValueError,
+        "index_format 'packed' holds windows of at most 16 elements, got kernel_size 5x5; "
+        "use 'offset' or 'flat'",
+    ),
+    Wrong(
+        POOL,
+        {"kernel_size": 3, "padding": 2},
+        RuntimeError,
+        "padding must be at most half of kernel_size, got 2 for 3",
+    ),
+    Wrong(
+        POOL,
+        {"kernel_size": (2, 3), "padding": (1, 2)},
+        RuntimeError,
+        "padding must be at most half of kernel_size, got 2 for 3",
+    ),
+    Wrong(
+        POOL,
+        {"kernel_size": (9, 2)},
+        RuntimeError,
+        "input of length 8 is too small for kernel_size 9, dilation 1, padding 0",
+    ),
+    Wrong(
+        POOL,
+        {"kernel_size": (2, 5), "dilation": (1, 2)},
+        RuntimeError,
+        "input of length 8 is too small for kernel_size 5, dilation 2, padding 0",
+    ),
+    Wrong(
+        POOL,
+        {"kernel_size": 12, "stride": 2, "ceil_mode": True},
+        RuntimeError,
+        "input of length 8 is too small for kernel_size 12",
+    ),
     *bad_features(UNPOOL),
     *bad_windows(UNPOOL),
     Wrong(UNPOOL, {"indices": [[0]]}, TypeError, "indices must be a Tensor, got list"),
     *[
-        Wrong(UNPOOL, {"indices": zeros(1, 2, 4, 4, dtype=dtype)}, ValueError,
-              f"indices {_DTYPES}{dtype}")
+        Wrong(
+            UNPOOL,
+            {"indices": zeros(1, 2, 4, 4, dtype=dtype)},
+            ValueError,
+            f"indices {_DTYPES}{dtype}",
+        )
         for dtype in (torch.float32, torch.int16, torch.bool, torch.int8)
     ],
-    Wrong(UNPOOL, {"indices": uint8(1, 2, 4, 4), "kernel_size": 17}, ValueError,
-          "index_format 'offset' holds windows of at most 256 elements, got kernel_size 17x17"),
-    Wrong(UNPOOL, {"indices": int32(1, 2, 4, 1), "kernel_size": (2, 9)}, ValueError,
-          "index_format 'packed' holds windows of at most 16 elements, got kernel_size 2x9"),
-    Wrong(UNPOOL, {"indices": uint8(1, 2, 4, 3)}, RuntimeError,
-          r"indices \(offset\) must be \(1, 2, 4, 4\), got \(1, 2, 4, 3\)"),
-    Wrong(UNPOOL, {"indices": int32(1, 2, 4, 4)}, RuntimeError,
-          r"indices \(packed\) must be \(1, 2, 4, 1\), got \(1, 2, 4, 4\)"),
-    Wrong(UNPOOL, {"indices": uint8(2, 4, 4)}, RuntimeError,
-          r"indices \(offset\) must be \(1, 2, 4, 4\), got \(2, 4, 4\)"),
-    Wrong(UNPOOL, {"output_size": (6, 8)}, ValueError,
-          r"output_size must lie between \(7, 9\) along axis -2, got 6"),
-    Wrong(UNPOOL, {"output_size": (8, 10)}, ValueError,
-          r"output_size must lie between \(7, 9\) along axis -1, got 10"),
-    Wrong(UNPOOL, {"output_size": (1, 2, 8, 11)}, ValueError,
-          r"output_size must lie between \(7, 9\) along axis -1, got 11"),
-    Wrong(UNPOOL, {"output_size": (2, 8, 8)}, ValueError,
-          r"output_size must be \(H, W\) or the whole output shape of 4 numbers, got \(2, 8, 8\)"),
-    Wrong(UNPOOL, {"output_size": ()}, ValueError,
-          r"output_size must be \(H, W\) or the whole output shape of 4 numbers, got \(\)"),
-    Wrong(UNPOOL, {"output_size": 8}, (ValueError, TypeError),
-          r"output_size must be \(H, W\) or the whole output shape .*, got 8"),
-    Wrong(UNPOOL, {"output_size": (8.0, 8.0)}, (ValueError, TypeError, RuntimeError),
-          r"output_size must be .*, got \(8.0, 8.0\)"),
-    Wrong(UNPOOL, {"output_size": "88"}, (ValueError, TypeError), "output_size must be .*, got '?8"),
-    Wrong(UNPOOL, {"padding": 1, "input": zeros(1, 2, 1, 1), "indices": uint8(1, 2, 1, 1)},
-          RuntimeError, r"output_size must .*, got \(0, 0\)"),
+    Wrong(
+        UNPOOL,
+        {"indices": uint8(1, 2, 4, 4), "kernel_size": 17},
+        ValueError,
+        "index_format 'offset' holds windows of at most 256 elements, got kernel_size 17x17",
+    ),
+    Wrong(
+        UNPOOL,
+        {"indices": int32(1, 2, 4, 1), "kernel_size": (2, 9)},
+        ValueError,
+        "index_format 'packed' holds windows of at most 16 elements, got kernel_size 2x9",
+    ),
+    Wrong(
+        UNPOOL,
+        {"indices": uint8(1, 2, 4, 3)},
+        RuntimeError,
+        r"indices \(offset\) must be \(1, 2, 4, 4\), got \(1, 2, 4, 3\)",
+    ),
+    Wrong(
+        UNPOOL,
+        {"indices": int32(1, 2, 4, 4)},
+        RuntimeError,
+        r"indices \(packed\) must be \(1, 2, 4, 1\), got \(1, 2, 4, 4\)",
+    ),
+    Wrong(
+        UNPOOL,
+        {"indices": uint8(2, 4, 4)},
+        RuntimeError,
+        r"indices \(offset\) must be \(1, 2, 4, 4\), got \(2, 4, 4\)",
+    ),
+    Wrong(
+        UNPOOL,
+        {"output_size": (6, 8)},
+        ValueError,
+        r"output_size must lie between \(7, 9\) along axis -2, got 6",
+    ),
+    Wrong(
+        UNPOOL,
+        {"output_size": (8, 10)},
+        ValueError,
+        r"output_size must lie between \(7, 9\) along axis -1, got 10",
+    ),
+    Wrong(
+        UNPOOL,
+        {"output_size": (1, 2, 8, 11)},
+        ValueError,
+        r"output_size must lie between \(7, 9\) along axis -1, got 11",
+    ),
+    Wrong(
+        UNPOOL,
+        {"output_size": (2, 8, 8)},
+        ValueError,
+        r"output_size must be \(H, W\) or the whole output shape of 4 numbers, got \(2, 8, 8\)",
+    ),
+    Wrong(
+        UNPOOL,
+        {"output_size": ()},
+        ValueError,
+        r"output_size must be \(H, W\) or the whole output shape of 4 numbers, got \(\)",
+    ),
+    Wrong(
+        UNPOOL,
+        {"output_size": 8},
+        (ValueError, TypeError),
+        r"output_size must be \(H, W\) or the whole output shape .*, got 8",
+    ),
+    Wrong(
+        UNPOOL,
+        {"output_size": (8.0, 8.0)},
+        (ValueError, TypeError, RuntimeError),
+        r"output_size must be .*, got \(8.0, 8.0\)",
+    ),
+    Wrong(
+        UNPOOL, {"output_size": "88"}, (ValueError, TypeError), "output_size must be .*, got '?8"
+    ),
+    Wrong(
+        UNPOOL,
+        {"padding": 1, "input": zeros(1, 2, 1, 1), "indices": uint8(1, 2, 1, 1)},
+        RuntimeError,
+        r"output_size must .*, got \(0, 0\)",
+    ),
     *bad_windows(CONVERT),
     Wrong(CONVERT, {"indices": None}, TypeError, "indices must be a Tensor, got NoneType"),
     Wrong(CONVERT, {"indices": zeros(1, 2, 4, 4)}, ValueError, f"indices {_DTYPES}torch.float32"),
     Wrong(CONVERT, {"indices": uint8(4, 4)}, RuntimeError, rf"indices {_RANK}\(4, 4\)"),
-    Wrong(CONVERT, {"indices": uint8(1, 2, 4, 5)}, RuntimeError,
-          r"indices \(offset\) must be \(1, 2, 4, 4\), got \(1, 2, 4, 5\)"),
-    Wrong(CONVERT, {"index_format": "torch"}, ValueError,
-          "index_format must be one of 'offset', 'packed', 'flat', got 'torch'"),
-    Wrong(CONVERT, {"index_format": "packed", "kernel_size": 5}, ValueError,
-          "index_format 'packed' holds windows of at most 16 elements, got kernel_size 5x5"),
-    Wrong(CONVERT, {"kernel_size": 17}, ValueError,
-          "index_format 'offset' holds windows of at most 256 elements, got kernel_size 17x17"),
-    Wrong(CONVERT, {"input_size": (0, 8)}, ValueError,
-          r"input_size must be at least 1, got \(0, 8\)"),
+    Wrong(
+        CONVERT,
+        {"indices": uint8(1, 2, 4, 5)},
+        RuntimeError,
+        r"indices \(offset\) must be \(1, 2, 4, 4\), got \(1, 2, 4, 5\)",
+    ),
+    Wrong(
+        CONVERT,
+        {"index_format": "torch"},
+        ValueError,
+        "index_format must be one of 'offset', 'packed', 'flat', got 'torch'",
+    ),
+    Wrong(
+        CONVERT,
+        {"index_format": "packed", "kernel_size": 5},
+        ValueError,
+        "index_format 'packed' holds windows of at most 16 elements, got kernel_size 5x5",
+    ),
+    Wrong(
+        CONVERT,
+        {"kernel_size": 17},
+        ValueError,
+        "index_format 'offset' holds windows of at most 256 elements, got kernel_size 17x17",
+    ),
+    Wrong(
+        CONVERT, {"input_size": (0, 8)}, ValueError, r"input_size must be at least 1, got \(0, 8\)"
+    ),
     Wrong(CONVERT, {"input_size": (1, 2, 8, 8)}, ValueError, rf"input_size {_PAIR}\(1, 2, 8, 8\)"),
     Wrong(CONVERT, {"input_size": None}, (ValueError, TypeError), f"input_size {_PAIR}None"),
-    Wrong(CONVERT, {"input_size": (6, 8)}, RuntimeError,
-          r"input_size must hold the start of each of the 4x4 windows, got \(6, 8\)"),
+    Wrong(
+        CONVERT,
+        {"input_size": (6, 8)},
+        RuntimeError,
+        r"input_size must hold the start of each of the 4x4 windows, got \(6, 8\)",
+    ),
     Wrong(CONVERT, {"output_size": -1}, ValueError, "output_size must be at least 1, got -1"),
-    Wrong(CONVERT, {"output_size": (4, 3)}, RuntimeError,
-          r"indices \(offset\) must be \(1, 2, 4, 3\), got \(1, 2, 4, 4\)"),
+    Wrong(
+        CONVERT,
+        {"output_size": (4, 3)},
+        RuntimeError,
+        r"indices \(offset\) must be \(1, 2, 4, 3\), got \(1, 2, 4, 4\)",
+    ),
 ]
 
 
@@ -278,28 +419,56 @@ def raw_windows(op: str) -> list[Wrong]:
 def raw_indices(op: str) -> list[Wrong]:
     return [
         Wrong(op, {"indices": zeros(1, 2, 4, 4)}, RuntimeError, f"indices {_DTYPES}Float"),
-        Wrong(op, {"indices": zeros(1, 2, 4, 4, dtype=torch.int16)}, RuntimeError,
-              f"indices {_DTYPES}Short"),
-        Wrong(op, {"indices": uint8(1, 2, 3, 4)}, RuntimeError,
-              r"indices \(offset\) must be \(1, 2, 4, 4\), got \(1, 2, 3, 4\)"),
-        Wrong(op, {"indices": int32(1, 2, 4, 4)}, RuntimeError,
-              r"indices \(packed\) must be \(1, 2, 4, 1\), got \(1, 2, 4, 4\)"),
-        Wrong(op, {"indices": int32(1, 2, 4, 1), "kernel_size": [5, 5]}, RuntimeError,
-              "kernel_size must have at most 16 elements for index_format 'packed', got 5x5"),
-        Wrong(op, {"kernel_size": [17, 16]}, RuntimeError,
-              "kernel_size must have at most 256 elements for index_format 'offset', got 17x16"),
+        Wrong(
+            op,
+            {"indices": zeros(1, 2, 4, 4, dtype=torch.int16)},
+            RuntimeError,
+            f"indices {_DTYPES}Short",
+        ),
+        Wrong(
+            op,
+            {"indices": uint8(1, 2, 3, 4)},
+            RuntimeError,
+            r"indices \(offset\) must be \(1, 2, 4, 4\), got \(1, 2, 3, 4\)",
+        ),
+        Wrong(
+            op,
+            {"indices": int32(1, 2, 4, 4)},
+            RuntimeError,
+            r"indices \(packed\) must be \(1, 2, 4, 1\), got \(1, 2, 4, 4\)",
+        ),
+        Wrong(
+            op,
+            {"indices": int32(1, 2, 4, 1), "kernel_size": [5, 5]},
+            RuntimeError,
+            "kernel_size must have at most 16 elements for index_format 'packed', got 5x5",
+        ),
+        Wrong(
+            op,
+            {"kernel_size": [17, 16]},
+            RuntimeError,
+            "kernel_size must have at most 256 elements for index_format 'offset', got 17x16",
+        ),
     ]
 
 
 def raw_features(op: str, name: str) -> list[Wrong]:
     side = 4 if "indices" in GOOD_RAW[op] and op != UNPOOL_BACKWARD else 8
     return [
-        Wrong(op, {name: zeros(1, 2, side, side, dtype=torch.int32)}, RuntimeError,
-              f"{name} {_FLOATING}Int"),
+        Wrong(
+            op,
+            {name: zeros(1, 2, side, side, dtype=torch.int32)},
+            RuntimeError,
+            f"{name} {_FLOATING}Int",
+        ),
         Wrong(op, {name: zeros(4, 4)}, RuntimeError, rf"{name} {_RANK}\(4, 4\)"),
         Wrong(op, {name: zeros(1, 1, 2, 4, 4)}, RuntimeError, rf"{name} {_RANK}\(1, 1, 2, 4, 4\)"),
-        Wrong(op, {name: zeros(1, 0, 4, 4)}, RuntimeError,
-              rf"{name} must have at least one channel, row and column, got \(1, 0, 4, 4\)"),
+        Wrong(
+            op,
+            {name: zeros(1, 0, 4, 4)},
+            RuntimeError,
+            rf"{name} must have at least one channel, row and column, got \(1, 0, 4, 4\)",
+        ),
     ]
 
 
@@ -307,23 +476,40 @@ RAW_CALLS = [
     *raw_features(POOL, "input"),
     *raw_windows(POOL),
     *[
-        Wrong(POOL, {"index_format": number}, RuntimeError,
-              rf"index_format must be 0 \(offset\), 1 \(packed\) or 2 \(flat\), got {number}")
+        Wrong(
+            POOL,
+            {"index_format": number},
+            RuntimeError,
+            rf"index_format must be 0 \(offset\), 1 \(packed\) or 2 \(flat\), got {number}",
+        )
         for number in (3, -1, 2**32)
     ],
-    Wrong(POOL, {"kernel_size": [5, 5], "index_format": 1}, RuntimeError,
-          "kernel_size must have at most 16 elements for index_format 'packed', got 5x5"),
-    Wrong(POOL, {"kernel_size": [17, 16]}, RuntimeError,
-          "kernel_size must have at most 256 elements for index_format 'offset', got 17x16"),
-    Wrong(POOL, {"padding": [0, 2]}, RuntimeError,
-          "padding must be at most half of kernel_size, got 2 for 2"),
+    Wrong(
+        POOL,
+        {"kernel_size": [5, 5], "index_format": 1},
+        RuntimeError,
+        "kernel_size must have at most 16 elements for index_format 'packed', got 5x5",
+    ),
+    Wrong(
+        POOL,
+        {"kernel_size": [17, 16]},
+        RuntimeError,
+        "kernel_size must have at most 256 elements for index_format 'offset', got 17x16",
+    ),
+    Wrong(
+        POOL,
+        {"padding": [0, 2]},
+        RuntimeError,
+        "padding must be at most half of kernel_size, got 2 for 2",
+    ),
     Wrong(POOL, {"kernel_size": [9, 9]}, RuntimeError, "input of length 8 is too small"),
     *raw_features(POOL_BACKWARD, "grad"),
     *raw_windows(POOL_BACKWARD),
     *raw_indices(POOL_BACKWARD),
     *[
-        Wrong(POOL_BACKWARD, {"input_h": size}, RuntimeError,
-              rf"input_\w+ must .*, got \({size}, 8\)")
+        Wrong(
+            POOL_BACKWARD, {"input_h": size}, RuntimeError, rf"input_\w+ must .*, got \({size}, 8\)"
+        )
         for size in (6, 0, -8)
     ],
     *raw_features(UNPOOL, "input"),
@@ -336,19 +522,31 @@ RAW_CALLS = [
     *raw_features(UNPOOL_BACKWARD, "grad"),
     *raw_windows(UNPOOL_BACKWARD),
     *raw_indices(UNPOOL_BACKWARD),
-    Wrong(UNPOOL_BACKWARD, {"grad": zeros(1, 2, 8, 6)}, RuntimeError,
-          r"grad must hold the start of each of the 4x4 windows, got \(8, 6\)"),
+    Wrong(
+        UNPOOL_BACKWARD,
+        {"grad": zeros(1, 2, 8, 6)},
+        RuntimeError,
+        r"grad must hold the start of each of the 4x4 windows, got \(8, 6\)",
+    ),
     *[
-        Wrong(UNPOOL_BACKWARD, {"pooled_h": size}, RuntimeError,
-              rf"pooled\w*[ \w]* must be .*, got \({size}, 4\)")
+        Wrong(
+            UNPOOL_BACKWARD,
+            {"pooled_h": size},
+            RuntimeError,
+            rf"pooled\w*[ \w]* must be .*, got \({size}, 4\)",
+        )
         for size in (0, -4)
     ],
     *raw_windows(CONVERT),
     *raw_indices(CONVERT),
     Wrong(CONVERT, {"indices": uint8(4, 4)}, RuntimeError, rf"indices {_RANK}\(4, 4\)"),
     *[
-        Wrong(CONVERT, {"index_format": number}, RuntimeError,
-              rf"index_format must be 0 \(offset\), 1 \(packed\) or 2 \(flat\), got {number}")
+        Wrong(
+            CONVERT,
+            {"index_format": number},
+            RuntimeError,
+            rf"index_format must be 0 \(offset\), 1 \(packed\) or 2 \(flat\), got {number}",
+        )
         for number in (3, -1)
     ],
     *[

@@ -97,11 +97,14 @@ def test_sizes_of_indices(case, device):
             indices = pool(case, lay_out(x, layout), index_format)[1]
             rows = math.prod(case.output_shape[:-1])
             words = math.ceil(case.output_size[1] * case.bits / 32)
-            assert indices.nbytes == {
-                "offset": rows * case.output_size[1],
-                "packed": rows * words * 4,
-                "flat": rows * case.output_size[1] * 8,
-            }[index_format]
+            assert (
+                indices.nbytes
+                == {
+                    "offset": rows * case.output_size[1],
+                    "packed": rows * words * 4,
+                    "flat": rows * case.output_size[1] * 8,
+                }[index_format]
+            )
             assert indices.untyped_storage().nbytes() == indices.nbytes
 
 

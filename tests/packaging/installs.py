@@ -43,9 +43,11 @@ def install(name: str) -> None:
         folder = Path(temporary)
         source = folder / "source"
         shutil.copytree(
-            ROOT, source,
-            ignore=shutil.ignore_patterns(".git", ".venv*", "build", "out", "runs", "*.so",
-                                          "*.egg-info", "_build.json"),
+            ROOT,
+            source,
+            ignore=shutil.ignore_patterns(
+                ".git", ".venv*", "build", "out", "runs", "*.so", "*.egg-info", "_build.json"
+            ),
         )
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
         python = folder / "venv" / "bin" / "python"
@@ -58,7 +60,9 @@ def install(name: str) -> None:
         start = time.monotonic()
         subprocess.run(
             [python, "-m", "pip", "install", "--quiet", "."],
-            check=True, cwd=source, env=environment,
+            check=True,
+            cwd=source,
+            env=environment,
         )
         seconds = time.monotonic() - start
         done = subprocess.run(

@@ -90,11 +90,17 @@ def test_a_wrapper_called_nvcc_is_not_taken_for_a_toolkit(tmp_path, monkeypatch)
 
 def run_setup(**environment: str) -> subprocess.CompletedProcess:
     """setup.py up to its decision; `--name` builds nothing."""
-    clean = {k: v for k, v in os.environ.items()
-             if k not in ("SEGKERN_CUDA", "FORCE_CUDA", "CUDA_HOME", "CUDA_PATH")}
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("SEGKERN_CUDA", "FORCE_CUDA", "CUDA_HOME", "CUDA_PATH")
+    }
     return subprocess.run(
         [sys.executable, "setup.py", "--name"],
-        cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True,
+        cwd=ROOT,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
     )
 
 
@@ -139,7 +145,9 @@ def undefined_symbols(binary: Path) -> list[str]:
         ["nm", "-D", "--undefined-only", str(binary)], capture_output=True, text=True, check=True
     )
     plain = subprocess.run(["c++filt"], input=listed.stdout, capture_output=True, text=True)
-    return [line.split(None, 1)[-1].removeprefix("U ").strip() for line in plain.stdout.splitlines()]
+    return [
+        line.split(None, 1)[-1].removeprefix("U ").strip() for line in plain.stdout.splitlines()
+    ]
 
 
 @pytest.mark.parametrize("binary", BINARIES, ids=lambda path: path.name)
@@ -163,8 +171,11 @@ def test_version_is_stated_once():
 def test_pinned_versions_lie_within_the_extras():
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[<>=]", r)[0] for r in metadata["optional-dependencies"]["train"]}
-    pinned = {line.split("==")[0] for line in
-              (ROOT / "tests" / "requirements.txt").read_text().splitlines() if "==" in line}
+    pinned = {
+        line.split("==")[0]
+        for line in (ROOT / "tests" / "requirements.txt").read_text().splitlines()
+        if "==" in line
+    }
     assert names <= pinned
 
 

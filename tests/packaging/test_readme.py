@@ -35,7 +35,9 @@ def test_commands_named_in_the_readme_exist():
     for command in named:
         done = subprocess.run(
             [sys.executable, "-m", "segkern.cli", command, "--help"],
-            cwd=ROOT, capture_output=True, text=True,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, f"segkern {command}: {done.stderr}"
 
