@@ -51,7 +51,7 @@ class RunState:
 
     epoch: epochs completed; batch: batches done of the epoch after those; step: optimiser steps
     done. loss_sum, loss_count: of the unfinished epoch, on this process. rows: one per finished
-    epoch, as in metrics.csv. seconds: of work so far, over all sessions. rng: one entry per
+    epoch, as in metrics.csv. seconds: of work so far, resumed ones included. rng: one entry per
     process, from `capture_rng`.
     """
 

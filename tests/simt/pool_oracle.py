@@ -78,9 +78,10 @@ class PoolCase:
         return 2 if self.taps <= 4 else 4
 
     def encode(self, flat: np.ndarray, index_format: str) -> np.ndarray:
-        """torch's plane indices (N, C, out_h, out_w) in another format."""
+        """torch's plane indices (N, C, out_h, out_w) in another format; a window without elements
+        has -1 or code 0, where torch names a place outside the window."""
         if index_format == "flat":
-            return flat
+            return np.where(self._holds_elements(), flat, -1)
         in_w = self.shape[3]
         out_h, out_w = self.output_size
         top = (np.arange(out_h) * self.stride[0] - self.padding[0])[:, None]
