@@ -1,14 +1,13 @@
 """The cases that the operators' tests walk: geometry, values, dtypes and memory layouts.
 
 An operator is covered by adding rows. tests/ops runs every row through the public functions on
-each device; tests/simt runs those that `SIMT_CASES` picks on the kernels compiled for the CPU.
+each device; tests/simt runs the (N, C, H, W) ones on the CUDA kernels compiled for the CPU.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -155,13 +154,8 @@ class PoolCase:
 
     @property
     def hollow(self) -> bool:
-        """Some window holds no element: then torch's plane indices name none of the plane's."""
+        """Some window holds no element."""
         return not bool(self.held.all())
-
-    @property
-    def work(self) -> int:
-        """Comparisons of a forward pass."""
-        return math.prod(self.output_shape) * self.taps
 
     # Data.
 
@@ -193,8 +187,12 @@ class PoolCase:
     # torch.
 
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """torch's pooled values and plane indices."""
-        return F.max_pool2d(x, *self.window, self.ceil_mode, return_indices=True)
+        """torch's pooled values and plane indices; -1 for a window that holds nothing, where torch
+        names a position outside the window."""
+        y, flat = F.max_pool2d(x, *self.window, self.ceil_mode, return_indices=True)
+        if x.device.type != "meta" and self.hollow:
+            flat = torch.where(self.held.to(flat.device), flat, -1)
+        return y, flat
 
 
 def _square(n: int) -> dict[str, tuple[int, int]]:
@@ -266,6 +264,3 @@ POOL_CASES = (
     PoolCase((1, 2, 4, 2), kernel=(1, 2), stride=(1, 2), padding=(0, 1), dilation=(1, 3)),
     PoolCase((2, 3, 3, 4), kernel=(2, 2), stride=(1, 1), padding=(1, 1), dilation=(4, 5)),
 )
-
-#: The rows that kernels run in time on emulated blocks.
-SIMT_CASES = tuple(case for case in POOL_CASES if len(case.shape) == 4 and case.work <= 20_000)

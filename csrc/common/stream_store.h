@@ -35,6 +35,16 @@ inline void stream_store(void* destination, const void* source, int64_t bytes) {
 #endif
 }
 
+// Asks for memory that will be read soon. A loop over two rows of a plane leaves the hardware's
+// prefetchers half blind: the second row of the next pair starts where nothing was read before.
+inline void prefetch(const void* from, int64_t bytes) {
+#if defined(__GNUC__)
+  for (int64_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(static_cast<const char*>(from) + i);
+  }
+#endif
+}
+
 // Makes streamed rows visible to other threads; once at the end of a thread's share.
 inline void stream_fence() {
 #if defined(__x86_64__)

@@ -191,47 +191,63 @@ void max_tap(const void* x, int64_t stride, void* y, uint8_t* code, uint8_t k, i
 // The moves below only copy bits: U is an unsigned integer of the element's size. They return the
 // bitwise or of the codes, from which the caller sees whether one was out of range.
 
-// Two neighbouring elements as one integer, the first in its low half: stores of pairs keep the
-// loop free of shuffles, which the compiler does not find for interleaved stores.
+// Writes 2x2 windows out: each value at its place, zeros elsewhere. In vectors of kBlock elements,
+// spelled out because the compiler finds no good code for interleaved stores.
 template <typename U>
-struct PairOf;
-template <>
-struct PairOf<uint16_t> {
-  typedef uint32_t type __attribute__((may_alias, aligned(2)));
-};
-template <>
-struct PairOf<uint32_t> {
-  typedef uint64_t type __attribute__((may_alias, aligned(4)));
-};
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "pairs are stored low half first");
-
-// Writes 2x2 windows out: each value at its place, zeros elsewhere.
-template <typename U>
-int expand_2x2(const void* windows, const uint8_t* __restrict__ code, void* row0, void* row1,
-               int64_t n) {
-  using Pair = typename PairOf<U>::type;
-  using Wide = decltype(Pair{} + Pair{});
-  constexpr int kHalf = 8 * sizeof(U);
-  const U* __restrict__ y = static_cast<const U*>(windows);
-  Pair* __restrict__ r0 = static_cast<Pair*>(row0);
-  Pair* __restrict__ r1 = static_cast<Pair*>(row1);
-  return each_decoded<Wide>(n, code, [&](int64_t i, Wide k) {
-    const Wide pair = static_cast<Wide>(y[i]) << ((k & 1) * kHalf);
-    const Wide top = (k >> 1 & 1) - 1;  // all ones for the upper row's codes
-    r0[i] = pair & top;
-    r1[i] = pair & ~top;
-  });
+int expand_2x2(const void* windows, const uint8_t* code, void* row0, void* row1, int64_t n) {
+  typedef U Lanes __attribute__((vector_size(kBlock * sizeof(U))));
+  typedef uint8_t Codes __attribute__((vector_size(kBlock)));
+  const U* y = static_cast<const U*>(windows);
+  U* r0 = static_cast<U*>(row0);
+  U* r1 = static_cast<U*>(row1);
+  const Lanes zero = {};
+  Lanes all = {};
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    Lanes v;
+    Codes bytes;
+    __builtin_memcpy(&v, y + i, sizeof(v));
+    __builtin_memcpy(&bytes, code + i, sizeof(bytes));
+    const Lanes k = __builtin_convertvector(bytes, Lanes);
+    all |= k;
+    const Lanes tap[4] = {k == 0 ? v : zero, k == 1 ? v : zero, k == 2 ? v : zero,
+                          k == 3 ? v : zero};
+    for (int row = 0; row < 2; ++row) {
+      const Lanes even = tap[2 * row];
+      const Lanes odd = tap[2 * row + 1];
+      const Lanes first = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
+                                                  21, 6, 22, 7, 23);
+      const Lanes second = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12,
+                                                   28, 13, 29, 14, 30, 15, 31);
+      U* to = (row ? r1 : r0) + 2 * i;
+      __builtin_memcpy(to, &first, sizeof(first));
+      __builtin_memcpy(to + kBlock, &second, sizeof(second));
+    }
+  }
+  U seen = 0;
+  for (int64_t lane = 0; lane < kBlock; ++lane) {
+    seen |= all[lane];
+  }
+  for (; i < n; ++i) {
+    seen |= code[i];
+    r0[2 * i] = code[i] == 0 ? y[i] : U{0};
+    r0[2 * i + 1] = code[i] == 1 ? y[i] : U{0};
+    r1[2 * i] = code[i] == 2 ? y[i] : U{0};
+    r1[2 * i + 1] = code[i] == 3 ? y[i] : U{0};
+  }
+  return static_cast<int>(seen);
 }
 
+// Eight bytes: vectors of kBlock would not fit a register, and plain arithmetic does well.
 template <>
-int expand_2x2<uint64_t>(const void* windows, const uint8_t* __restrict__ code, void* row0,
-                         void* row1, int64_t n) {
+int expand_2x2<uint64_t>(const void* windows, const uint8_t* code, void* row0, void* row1,
+                         int64_t n) {
   const uint64_t* __restrict__ y = static_cast<const uint64_t*>(windows);
   uint64_t* __restrict__ r0 = static_cast<uint64_t*>(row0);
   uint64_t* __restrict__ r1 = static_cast<uint64_t*>(row1);
   return each_decoded<uint64_t>(n, code, [&](int64_t i, uint64_t k) {
-    const uint64_t right = -(k & 1);      // all ones for codes 1 and 3
-    const uint64_t low = -(k >> 1 & 1);   // all ones for codes 2 and 3
+    const uint64_t right = -(k & 1);     // all ones for codes 1 and 3
+    const uint64_t low = -(k >> 1 & 1);  // all ones for codes 2 and 3
     r0[2 * i] = y[i] & ~low & ~right;
     r0[2 * i + 1] = y[i] & ~low & right;
     r1[2 * i] = y[i] & low & ~right;
@@ -391,18 +407,37 @@ inline void unpack_row(const uint32_t* words, uint8_t* code, int64_t n_words, in
 }
 
 // Channels-last: the codes of one window over n channels into, or out of, n words.
-inline void pack_lane(const uint8_t* __restrict__ code, int shift, uint32_t* __restrict__ words,
-                      int64_t n) {
-  each(n, [&](int64_t i) {
+typedef uint32_t BlockWords __attribute__((vector_size(kBlock * sizeof(uint32_t))));
+typedef uint8_t BlockCodes __attribute__((vector_size(kBlock)));
+
+inline void pack_lane(const uint8_t* code, int shift, uint32_t* words, int64_t n) {
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    BlockCodes codes;
+    BlockWords word;
+    __builtin_memcpy(&codes, code + i, sizeof(codes));
+    __builtin_memcpy(&word, words + i, sizeof(word));
+    word |= __builtin_convertvector(codes, BlockWords) << static_cast<uint32_t>(shift);
+    __builtin_memcpy(words + i, &word, sizeof(word));
+  }
+  for (; i < n; ++i) {
     words[i] |= static_cast<uint32_t>(code[i]) << shift;
-  });
+  }
 }
 
-inline void unpack_lane(const uint32_t* __restrict__ words, int shift, uint32_t mask,
-                        uint8_t* __restrict__ code, int64_t n) {
-  each(n, [&](int64_t i) {
+inline void unpack_lane(const uint32_t* words, int shift, uint32_t mask, uint8_t* code,
+                        int64_t n) {
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    BlockWords word;
+    __builtin_memcpy(&word, words + i, sizeof(word));
+    const BlockWords fields = word >> static_cast<uint32_t>(shift) & mask;
+    const BlockCodes codes = __builtin_convertvector(fields, BlockCodes);
+    __builtin_memcpy(code + i, &codes, sizeof(codes));
+  }
+  for (; i < n; ++i) {
     code[i] = static_cast<uint8_t>(words[i] >> shift & mask);
-  });
+  }
 }
 
 template <typename O>

@@ -93,6 +93,7 @@ struct PoolTask {
       if (w.tiled_2x2() && 2 * oh + 1 < w.in_h) {
         const char* row = element_at((plane * w.in_h + 2 * oh) * w.in_w);
         done = std::min(w.out_w, w.in_w / 2);
+        prefetch(row + 2 * w.in_w * size, 2 * w.in_w * size);  // the next pair of rows
         max.max_2x2(row, row + w.in_w * size, y, code, done);
       }
       if (done < w.out_w) {

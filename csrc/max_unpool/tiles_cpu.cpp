@@ -101,6 +101,7 @@ struct TileTask {
       const bool two_rows = 2 * oh + 1 < w.in_h;
       const char* r0 = plane_row(plane, 2 * oh);
       const char* r1 = two_rows ? r0 + w.in_w * size : r0;  // r1 = r0: never chosen, checked below
+      prefetch(r0 + 2 * w.in_w * size, 2 * w.in_w * size);  // the next pair of rows
       char* y = stream ? buffer.get() : window_row(task);
       seen |= move.select_2x2(r0, r1, code, y, full_w);
       if (full_w < w.out_w) {
@@ -159,19 +160,11 @@ struct TileTask {
   }
 
   bool expand_lanes(int64_t begin, int64_t end) const {
-    std::unique_ptr<char[]> buffer(new char[4 * lane]);
+    // Written in place: the pieces of a position are too short for streaming stores to gain.
     const bool ok = each_lane(
         begin, end,
         [&](const char* y, const uint8_t* code, char* a, char* b, char* c, char* d) {
-          char* t = buffer.get();
-          if (!stream) {
-            return move.expand_4(y, code, a, b, c, d, p.channels);
-          }
-          const int seen =
-              move.expand_4(y, code, t, t + lane, t + 2 * lane, t + 3 * lane, p.channels);
-          stream_store(a, t, 2 * lane);  // a and b are neighbours, and so are c and d
-          stream_store(c, t + 2 * lane, 2 * lane);
-          return seen;
+          return move.expand_4(y, code, a, b, c, d, p.channels);
         },
         [&](const char* y, const uint8_t* code, uint8_t k, char* to) {
           move.expand_tap(y, code, k, to, p.channels);
@@ -179,7 +172,6 @@ struct TileTask {
     for (int64_t task = begin; ok && task < end; ++task) {
       zero_rest(task / w.out_h, task % w.out_h, w.out_w * w.kernel_w);
     }
-    stream_fence();
     return ok;
   }
 

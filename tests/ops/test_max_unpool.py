@@ -132,7 +132,7 @@ def test_windows_that_hold_nothing_unpool_to_nothing(dtype, device):
             continue
         for layout in ("contiguous", "channels_last"):
             y = lay_out(torch.ones(case.output_shape, dtype=dtype, device=device), layout)
-            for index_format in ("offset", "packed"):
+            for index_format in FORMATS:
                 indices = pool(case, lay_out(case.input(dtype, device), layout), index_format)[1]
                 plane = RAW.max_unpool2d.default(
                     y, indices, *[list(pair) for pair in case.window], *case.input_size
