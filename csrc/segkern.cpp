@@ -27,6 +27,25 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "convert_pool_indices(Tensor indices, int[] kernel_size, int[] stride, int[] padding, "
       "int[] dilation, SymInt input_h, SymInt input_w, SymInt pooled_h, SymInt pooled_w, "
       "int index_format) -> Tensor");
+
+  // Permutohedral lattices: six tensors, see segkern/ops/permutohedral.py.
+  m.def(
+      "permutohedral_build(Tensor features) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "permutohedral_filter(Tensor values, Tensor? features, Tensor[] lattice, bool reverse) "
+      "-> Tensor");
+  m.def(
+      "_permutohedral_feature_grad(Tensor grad, Tensor values, Tensor features, "
+      "Tensor[] lattice, bool reverse) -> Tensor");
+
+  // Dense CRF over lattices: six tensors and two scales a term, see segkern/ops/dense_crf.py.
+  m.def(
+      "dense_crf(Tensor unary, Tensor? q0, Tensor[] lattices, Tensor[] scales, Tensor[] costs, "
+      "int iterations, bool keep, bool want_kl) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "_dense_crf_backward(Tensor grad, Tensor unary, Tensor? q0, Tensor q, Tensor history, "
+      "Tensor[] lattices, Tensor[] scales, Tensor[] costs, int iterations) "
+      "-> (Tensor, Tensor, Tensor[])");
 }
 
 PyMODINIT_FUNC PyInit__C() {

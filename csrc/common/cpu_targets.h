@@ -32,7 +32,8 @@ namespace segkern {
 
 enum class CpuLevel { kBaseline, kAvx2, kAvx512 };
 
-// The best set this processor has. The compiled kernels give the same bits at every level.
+// The best set this processor has. Kernels that only compare and copy give the same bits at every
+// level; those that multiply and add may round differently (fused operations).
 inline CpuLevel cpu_level() {
 #if defined(SEGKERN_X86_TARGETS)
   static const CpuLevel level = [] {

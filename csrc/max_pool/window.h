@@ -5,12 +5,7 @@
 #include <cstdint>
 
 #include "../common/element.h"
-
-#if defined(__CUDACC__)
-#define SEGKERN_HOST_DEVICE __host__ __device__
-#else
-#define SEGKERN_HOST_DEVICE
-#endif
+#include "../common/host_device.h"
 
 namespace segkern {
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.kernels.compile_kernels import ARCHITECTURES, ROOT, resources, toolkit
 
-# Kernels that may spill, with the reason. None does.
-MAY_SPILL: dict[str, str] = {}
+# Kernels that may spill, with the reason. None of ours does.
+MAY_SPILL = {"cub::": "the toolkit's own sort and scan, tuned by its authors"}
 
 # Most registers at which blocks of 256 threads still fill three quarters of an SM's warps.
 FULL_OCCUPANCY = 40
