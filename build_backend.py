@@ -17,8 +17,15 @@ from pathlib import Path
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  the backend is setuptools' but for two hooks
 
-# Wheels of the compiler; from CUDA 13 on they hold the whole of nvcc.
-_NVCC_WHEELS = ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-cccl")
+# Wheels of the compiler; from CUDA 13 on they hold the whole of nvcc. It depends on the runtime's
+# headers without naming a version, so that one is pinned with it.
+_NVCC_WHEELS = (
+    "nvidia-cuda-nvcc",
+    "nvidia-nvvm",
+    "nvidia-cuda-crt",
+    "nvidia-cuda-cccl",
+    "nvidia-cuda-runtime",
+)
 _OLDEST_TORCH = "2.10"
 
 

@@ -81,6 +81,26 @@ def check_features(op: str, name: str, tensor: Tensor) -> None:
         )
 
 
+def check_indices_beside(op: str, indices: Tensor, features: Tensor) -> None:
+    """Raises where `indices` is no tensor, or not on the device of `features`."""
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"{op}: indices must be a Tensor, got {type(indices).__name__}")
+    if indices.device != features.device:
+        raise ValueError(
+            f"{op}: indices must be on the device of input, {features.device}, "
+            f"got {indices.device}"
+        )
+
+
+def check_fake_indices(op: str, indices: Tensor, features: Tensor, columns: int) -> None:
+    """Raises where indices do not go with features of one element a window, as the hosts do."""
+    wanted = (*features.shape[:-1], columns)
+    torch._check(
+        tuple(indices.shape) == wanted,
+        lambda: f"{op}: indices must be {wanted}, got {tuple(indices.shape)}",
+    )
+
+
 def check_format_fits(op: str, kernel: list[int], index_format: str) -> None:
     """Raises where codes of `index_format` cannot count the elements of a window."""
     most = {"offset": MAX_OFFSET_TAPS, "packed": MAX_PACKED_TAPS}.get(index_format)

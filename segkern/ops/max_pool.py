@@ -147,6 +147,11 @@ def convert_pool_indices(
 def _max_pool_fake(input, kernel_size, stride, padding, dilation, ceil_mode, index_format):
     name = list(FORMATS)[index_format]
     *lead, height, width = input.shape
+    torch._check(
+        all(2 * padding[i] <= kernel_size[i] for i in range(2)),
+        lambda: "max_pool2d_with_indices: padding must be at most half of kernel_size, "
+        f"got {padding} for {kernel_size}",
+    )
     out_h, out_w = (
         pooled_length(length, kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode)
         for i, length in enumerate((height, width))

@@ -10,10 +10,13 @@ from torch import Tensor
 from segkern import _load
 from segkern.ops._pooling import (
     IntPair,
+    check_fake_indices,
     check_features,
     check_format_fits,
+    check_indices_beside,
     empty_like_layout,
     format_of,
+    index_columns,
     window_arguments,
 )
 
@@ -104,8 +107,7 @@ def max_unpool2d(
     """
     op = "max_unpool2d"
     check_features(op, "input", input)
-    if not isinstance(indices, Tensor):
-        raise TypeError(f"{op}: indices must be a Tensor, got {type(indices).__name__}")
+    check_indices_beside(op, indices, input)
     window = window_arguments(op, kernel_size, stride, padding, dilation)
     check_format_fits(op, window[0], format_of(op, indices))
     plane = _plane_size(input, *window, output_size)
@@ -116,6 +118,8 @@ def max_unpool2d(
 
 @torch.library.register_fake("segkern::max_unpool2d")
 def _max_unpool_fake(input, indices, kernel_size, stride, padding, dilation, output_h, output_w):
+    columns = index_columns(input.shape[-1], kernel_size, format_of("max_unpool2d", indices))
+    check_fake_indices("max_unpool2d", indices, input, columns)
     return empty_like_layout(input, [*input.shape[:-2], output_h, output_w])
 
 

@@ -58,7 +58,8 @@ def _codes_of_flat(
     w = flat.remainder(input_size[1]) - (torch.arange(out_w).view(1, -1) * stride[1] - padding[1])
     kh = h.div(dilation[0], rounding_mode="floor")
     kw = w.div(dilation[1], rounding_mode="floor")
-    return kh * kernel[1] + kw
+    # A window without elements has flat index -1 and code 0.
+    return torch.where(flat < 0, 0, kh * kernel[1] + kw)
 
 
 def _flat_positions(

@@ -1,59 +1,29 @@
-"""Every wrong argument is refused by a message that names the operator and the argument."""
+"""Every wrong argument is refused by a message that names the function and the argument."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from pooling import RAW
 from torch._subclasses.fake_tensor import FakeTensorMode
+from wrong_calls import (
+    CONVERT,
+    DTYPES,
+    FLOATING,
+    PAIR,
+    POOL,
+    RANK,
+    UNPOOL,
+    Wrong,
+    given,
+    int32,
+    uint8,
+    zeros,
+)
 
 from segkern import _load, ops
-
-POOL = "max_pool2d_with_indices"
-POOL_BACKWARD = "_max_pool2d_backward"
-UNPOOL = "max_unpool2d"
-UNPOOL_BACKWARD = "_max_unpool2d_backward"
-CONVERT = "convert_pool_indices"
-
-
-def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Callable[[Any], torch.Tensor]:
-    return lambda device: torch.zeros(shape, dtype=dtype, device=device)
-
-
-def uint8(*shape: int) -> Callable[[Any], torch.Tensor]:
-    return zeros(*shape, dtype=torch.uint8)
-
-
-def int32(*shape: int) -> Callable[[Any], torch.Tensor]:
-    return zeros(*shape, dtype=torch.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Wrong:
-    """A call with one wrong argument, and what must be said about it.
-
-    The fields of `arguments` replace those of a good call; functions of a device make tensors.
-    """
-
-    op: str
-    arguments: dict[str, Any]
-    error: type[Exception] | tuple[type[Exception], ...]
-    message: str  # after "<op>: "
-
-    def __str__(self) -> str:
-        parts = []
-        for name, value in self.arguments.items():
-            if callable(value):
-                tensor = value("meta")
-                value = f"{str(tensor.dtype)[6:]}{tuple(tensor.shape)}"
-            parts.append(f"{name}={value}".replace(" ", ""))
-        return f"{self.op}-{','.join(parts)}"
-
 
 GOOD: dict[str, dict[str, Any]] = {
     POOL: {"input": zeros(1, 2, 8, 8), "kernel_size": 2},
@@ -66,62 +36,6 @@ GOOD: dict[str, dict[str, Any]] = {
         "output_size": (4, 4),
     },
 }
-_WINDOW = {"kernel_size": [2, 2], "stride": [2, 2], "padding": [0, 0], "dilation": [1, 1]}
-GOOD_RAW: dict[str, dict[str, Any]] = {
-    POOL: {"input": zeros(1, 2, 8, 8), **_WINDOW, "ceil_mode": False, "index_format": 0},
-    POOL_BACKWARD: {
-        "grad": zeros(1, 2, 4, 4),
-        "indices": uint8(1, 2, 4, 4),
-        **_WINDOW,
-        "input_h": 8,
-        "input_w": 8,
-    },
-    UNPOOL: {
-        "input": zeros(1, 2, 4, 4),
-        "indices": uint8(1, 2, 4, 4),
-        **_WINDOW,
-        "output_h": 8,
-        "output_w": 8,
-    },
-    UNPOOL_BACKWARD: {
-        "grad": zeros(1, 2, 8, 8),
-        "indices": uint8(1, 2, 4, 4),
-        **_WINDOW,
-        "pooled_h": 4,
-        "pooled_w": 4,
-        "winners_only": True,
-    },
-    CONVERT: {
-        "indices": uint8(1, 2, 4, 4),
-        **_WINDOW,
-        "input_h": 8,
-        "input_w": 8,
-        "pooled_h": 4,
-        "pooled_w": 4,
-        "index_format": 2,
-    },
-}
-
-
-def given(good: dict[str, Any], arguments: dict[str, Any], device) -> dict[str, Any]:
-    assert arguments.keys() <= good.keys() | {
-        "stride",
-        "padding",
-        "dilation",
-        "ceil_mode",
-        "index_format",
-        "output_size",
-    }
-    merged = {**good, **arguments}
-    return {name: value(device) if callable(value) else value for name, value in merged.items()}
-
-
-# ---- public functions -------------------------------------------------------------------------
-
-_FLOATING = "must be float64, float32, float16 or bfloat16, got "
-_RANK = r"must be \(N, C, H, W\) or \(C, H, W\), got "
-_PAIR = "must be an integer or a pair of integers, got "
-_DTYPES = r"must be uint8 \(offset\), int32 \(packed\) or int64 \(flat\), got "
 
 
 def bad_windows(op: str) -> list[Wrong]:
@@ -134,10 +48,10 @@ def bad_windows(op: str) -> list[Wrong]:
         for value in ((2, 2, 2), "2", 2.0, (2.0, 2), True, (2, None), {}):
             if name == "stride" and value == {}:
                 continue  # empty: the kernel's, as in torch
-            message = rf"{name} {_PAIR}{re.escape(repr(value))}"
+            message = rf"{name} {PAIR}{re.escape(repr(value))}"
             cases.append(Wrong(op, {name: value}, (ValueError, TypeError), message))
     for name in ("kernel_size", "padding", "dilation"):
-        cases.append(Wrong(op, {name: None}, (ValueError, TypeError), rf"{name} {_PAIR}None"))
+        cases.append(Wrong(op, {name: None}, (ValueError, TypeError), rf"{name} {PAIR}None"))
     return cases
 
 
@@ -145,15 +59,15 @@ def bad_features(op: str) -> list[Wrong]:
     return [
         Wrong(op, {"input": [1.0]}, TypeError, "input must be a Tensor, got list"),
         Wrong(op, {"input": None}, TypeError, "input must be a Tensor, got NoneType"),
-        Wrong(op, {"input": zeros(8, 8)}, ValueError, rf"input {_RANK}\(8, 8\)"),
-        Wrong(op, {"input": zeros(1, 1, 2, 8, 8)}, ValueError, rf"input {_RANK}\(1, 1, 2, 8, 8\)"),
-        Wrong(op, {"input": zeros()}, ValueError, rf"input {_RANK}\(\)"),
+        Wrong(op, {"input": zeros(8, 8)}, ValueError, rf"input {RANK}\(8, 8\)"),
+        Wrong(op, {"input": zeros(1, 1, 2, 8, 8)}, ValueError, rf"input {RANK}\(1, 1, 2, 8, 8\)"),
+        Wrong(op, {"input": zeros()}, ValueError, rf"input {RANK}\(\)"),
         *[
             Wrong(
                 op,
                 {"input": zeros(1, 2, 4, 4, dtype=dtype)},
                 TypeError,
-                f"input {_FLOATING}{dtype}",
+                f"input {FLOATING}{dtype}",
             )
             for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64)
         ],
@@ -245,7 +159,7 @@ PUBLIC = [
             UNPOOL,
             {"indices": zeros(1, 2, 4, 4, dtype=dtype)},
             ValueError,
-            f"indices {_DTYPES}{dtype}",
+            f"indices {DTYPES}{dtype}",
         )
         for dtype in (torch.float32, torch.int16, torch.bool, torch.int8)
     ],
@@ -332,8 +246,8 @@ PUBLIC = [
     ),
     *bad_windows(CONVERT),
     Wrong(CONVERT, {"indices": None}, TypeError, "indices must be a Tensor, got NoneType"),
-    Wrong(CONVERT, {"indices": zeros(1, 2, 4, 4)}, ValueError, f"indices {_DTYPES}torch.float32"),
-    Wrong(CONVERT, {"indices": uint8(4, 4)}, RuntimeError, rf"indices {_RANK}\(4, 4\)"),
+    Wrong(CONVERT, {"indices": zeros(1, 2, 4, 4)}, ValueError, f"indices {DTYPES}torch.float32"),
+    Wrong(CONVERT, {"indices": uint8(4, 4)}, RuntimeError, rf"indices {RANK}\(4, 4\)"),
     Wrong(
         CONVERT,
         {"indices": uint8(1, 2, 4, 5)},
@@ -361,8 +275,8 @@ PUBLIC = [
     Wrong(
         CONVERT, {"input_size": (0, 8)}, ValueError, r"input_size must be at least 1, got \(0, 8\)"
     ),
-    Wrong(CONVERT, {"input_size": (1, 2, 8, 8)}, ValueError, rf"input_size {_PAIR}\(1, 2, 8, 8\)"),
-    Wrong(CONVERT, {"input_size": None}, (ValueError, TypeError), f"input_size {_PAIR}None"),
+    Wrong(CONVERT, {"input_size": (1, 2, 8, 8)}, ValueError, rf"input_size {PAIR}\(1, 2, 8, 8\)"),
+    Wrong(CONVERT, {"input_size": None}, (ValueError, TypeError), f"input_size {PAIR}None"),
     Wrong(
         CONVERT,
         {"input_size": (6, 8)},
@@ -401,175 +315,6 @@ def test_arguments_after_the_window_are_named():
     ):
         with pytest.raises(TypeError, match="positional|keyword-only"):
             call()
-
-
-# ---- raw operators ----------------------------------------------------------------------------
-
-
-def raw_windows(op: str) -> list[Wrong]:
-    cases = []
-    for name, least in [("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)]:
-        for value in ([], [2], [2, 2, 2], [least - 1, 2], [2, least - 1], [2, -(2**40)]):
-            text = re.escape("(" + ", ".join(map(str, value)) + ("," * (len(value) == 1)) + ")")
-            message = f"{name} must be two integers of at least {least}, got {text}"
-            cases.append(Wrong(op, {name: value}, RuntimeError, message))
-    return cases
-
-
-def raw_indices(op: str) -> list[Wrong]:
-    return [
-        Wrong(op, {"indices": zeros(1, 2, 4, 4)}, RuntimeError, f"indices {_DTYPES}Float"),
-        Wrong(
-            op,
-            {"indices": zeros(1, 2, 4, 4, dtype=torch.int16)},
-            RuntimeError,
-            f"indices {_DTYPES}Short",
-        ),
-        Wrong(
-            op,
-            {"indices": uint8(1, 2, 3, 4)},
-            RuntimeError,
-            r"indices \(offset\) must be \(1, 2, 4, 4\), got \(1, 2, 3, 4\)",
-        ),
-        Wrong(
-            op,
-            {"indices": int32(1, 2, 4, 4)},
-            RuntimeError,
-            r"indices \(packed\) must be \(1, 2, 4, 1\), got \(1, 2, 4, 4\)",
-        ),
-        Wrong(
-            op,
-            {"indices": int32(1, 2, 4, 1), "kernel_size": [5, 5]},
-            RuntimeError,
-            "kernel_size must have at most 16 elements for index_format 'packed', got 5x5",
-        ),
-        Wrong(
-            op,
-            {"kernel_size": [17, 16]},
-            RuntimeError,
-            "kernel_size must have at most 256 elements for index_format 'offset', got 17x16",
-        ),
-    ]
-
-
-def raw_features(op: str, name: str) -> list[Wrong]:
-    side = 4 if "indices" in GOOD_RAW[op] and op != UNPOOL_BACKWARD else 8
-    return [
-        Wrong(
-            op,
-            {name: zeros(1, 2, side, side, dtype=torch.int32)},
-            RuntimeError,
-            f"{name} {_FLOATING}Int",
-        ),
-        Wrong(op, {name: zeros(4, 4)}, RuntimeError, rf"{name} {_RANK}\(4, 4\)"),
-        Wrong(op, {name: zeros(1, 1, 2, 4, 4)}, RuntimeError, rf"{name} {_RANK}\(1, 1, 2, 4, 4\)"),
-        Wrong(
-            op,
-            {name: zeros(1, 0, 4, 4)},
-            RuntimeError,
-            rf"{name} must have at least one channel, row and column, got \(1, 0, 4, 4\)",
-        ),
-    ]
-
-
-RAW_CALLS = [
-    *raw_features(POOL, "input"),
-    *raw_windows(POOL),
-    *[
-        Wrong(
-            POOL,
-            {"index_format": number},
-            RuntimeError,
-            rf"index_format must be 0 \(offset\), 1 \(packed\) or 2 \(flat\), got {number}",
-        )
-        for number in (3, -1, 2**32)
-    ],
-    Wrong(
-        POOL,
-        {"kernel_size": [5, 5], "index_format": 1},
-        RuntimeError,
-        "kernel_size must have at most 16 elements for index_format 'packed', got 5x5",
-    ),
-    Wrong(
-        POOL,
-        {"kernel_size": [17, 16]},
-        RuntimeError,
-        "kernel_size must have at most 256 elements for index_format 'offset', got 17x16",
-    ),
-    Wrong(
-        POOL,
-        {"padding": [0, 2]},
-        RuntimeError,
-        "padding must be at most half of kernel_size, got 2 for 2",
-    ),
-    Wrong(POOL, {"kernel_size": [9, 9]}, RuntimeError, "input of length 8 is too small"),
-    *raw_features(POOL_BACKWARD, "grad"),
-    *raw_windows(POOL_BACKWARD),
-    *raw_indices(POOL_BACKWARD),
-    *[
-        Wrong(
-            POOL_BACKWARD, {"input_h": size}, RuntimeError, rf"input_h.* must .*, got \({size}, 8\)"
-        )
-        for size in (6, 0, -8)
-    ],
-    *raw_features(UNPOOL, "input"),
-    *raw_windows(UNPOOL),
-    *raw_indices(UNPOOL),
-    *[
-        Wrong(UNPOOL, {"output_w": size}, RuntimeError, rf"output_\w+ must .*, got \(8, {size}\)")
-        for size in (6, 0, -8)
-    ],
-    *raw_features(UNPOOL_BACKWARD, "grad"),
-    *raw_windows(UNPOOL_BACKWARD),
-    *raw_indices(UNPOOL_BACKWARD),
-    Wrong(
-        UNPOOL_BACKWARD,
-        {"grad": zeros(1, 2, 8, 6)},
-        RuntimeError,
-        r"grad must hold the start of each of the 4x4 windows, got \(8, 6\)",
-    ),
-    *[
-        Wrong(
-            UNPOOL_BACKWARD,
-            {"pooled_h": size},
-            RuntimeError,
-            rf"pooled\w*[ \w]* must be .*, got \({size}, 4\)",
-        )
-        for size in (0, -4)
-    ],
-    *raw_windows(CONVERT),
-    *raw_indices(CONVERT),
-    Wrong(CONVERT, {"indices": uint8(4, 4)}, RuntimeError, rf"indices {_RANK}\(4, 4\)"),
-    *[
-        Wrong(
-            CONVERT,
-            {"index_format": number},
-            RuntimeError,
-            rf"index_format must be 0 \(offset\), 1 \(packed\) or 2 \(flat\), got {number}",
-        )
-        for number in (3, -1)
-    ],
-    *[
-        Wrong(CONVERT, {"input_h": size}, RuntimeError, rf"input_size must .*, got \({size}, 8\)")
-        for size in (6, 0, -1)
-    ],
-    *[
-        Wrong(CONVERT, {"pooled_w": size}, RuntimeError, r"\w+ .*must .*, got ")
-        for size in (5, 3, 0, -4)
-    ],
-]
-
-
-@pytest.mark.parametrize("op", GOOD_RAW)
-def test_the_good_raw_call_passes(op, device):
-    getattr(RAW, op).default(**given(GOOD_RAW[op], {}, device))
-
-
-@pytest.mark.parametrize("wrong", RAW_CALLS, ids=str)
-def test_wrong_arguments_of_raw_operators(wrong, device):
-    arguments = given(GOOD_RAW[wrong.op], wrong.arguments, device)
-    with pytest.raises(wrong.error, match=f"{wrong.op}: {wrong.message}"):
-        getattr(RAW, wrong.op).default(**arguments)
 
 
 # ---- devices ----------------------------------------------------------------------------------
