@@ -8,22 +8,40 @@
 // Written so that the compiler turns every loop into straight vector code: all taps are loaded
 // before the first comparison, and values, keys and codes have lanes of one width.
 
-// Loops run in blocks of kBlock elements and a scalar rest. Left to itself the compiler makes a
-// vector of codes (one byte) the unit, 64 windows at AVX-512, and a row of 240 ends in 48 scalars.
+// Loops run in blocks of kBlock elements. Left to itself the compiler makes a vector of codes (one
+// byte) the unit, 64 windows at AVX-512, and a row of 240 ends in 48 scalars. The last block of a
+// row starts early enough to be whole and does some elements twice, to the same result; rows
+// shorter than a block are scalar.
 constexpr int64_t kBlock = 16;
+
+template <typename Block, typename Rest>
+inline void each_block(int64_t n, const Block& block, const Rest& rest) {
+  if (n < kBlock) {
+    for (int64_t i = 0; i < n; ++i) {
+      rest(i);
+    }
+    return;
+  }
+  const int64_t last = n - kBlock;
+  for (int64_t i = 0;; i = i + kBlock < last ? i + kBlock : last) {
+    block(i);  // one call, so that it is inlined
+    if (i == last) {
+      return;
+    }
+  }
+}
 
 template <typename Body>
 inline void each(int64_t n, const Body& body) {
-  int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) {
+  each_block(
+      n,
+      [&](int64_t i) {
 #pragma GCC ivdep
-    for (int64_t j = 0; j < kBlock; ++j) {
-      body(i + j);
-    }
-  }
-  for (; i < n; ++i) {
-    body(i);
-  }
+        for (int64_t j = 0; j < kBlock; ++j) {
+          body(i + j);
+        }
+      },
+      body);
 }
 
 // How a type is stored and compared. Floats compare as they are.
@@ -88,21 +106,20 @@ inline Best<O> best_of_4(typename O::Bits a, typename O::Bits b, typename O::Bit
 // byte, four floats.
 template <typename O, typename Body>
 inline void each_coded(int64_t n, uint8_t* __restrict__ code, const Body& body) {
-  int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) {
-    typename O::Code wide[kBlock];
+  each_block(
+      n,
+      [&](int64_t i) {
+        typename O::Code wide[kBlock];
 #pragma GCC ivdep
-    for (int64_t j = 0; j < kBlock; ++j) {
-      wide[j] = body(i + j);
-    }
+        for (int64_t j = 0; j < kBlock; ++j) {
+          wide[j] = body(i + j);
+        }
 #pragma GCC ivdep
-    for (int64_t j = 0; j < kBlock; ++j) {
-      code[i + j] = static_cast<uint8_t>(wide[j]);
-    }
-  }
-  for (; i < n; ++i) {
-    code[i] = static_cast<uint8_t>(body(i));
-  }
+        for (int64_t j = 0; j < kBlock; ++j) {
+          code[i + j] = static_cast<uint8_t>(wide[j]);
+        }
+      },
+      [&](int64_t i) { code[i] = static_cast<uint8_t>(body(i)); });
 }
 
 // The same for a body that reads an element's code, as a lane of type Lane; returns the bitwise or
@@ -110,23 +127,24 @@ inline void each_coded(int64_t n, uint8_t* __restrict__ code, const Body& body) 
 template <typename Lane, typename Body>
 inline int each_decoded(int64_t n, const uint8_t* __restrict__ code, const Body& body) {
   Lane seen = 0;
-  int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) {
-    Lane wide[kBlock];
+  each_block(
+      n,
+      [&](int64_t i) {
+        Lane wide[kBlock];
 #pragma GCC ivdep
-    for (int64_t j = 0; j < kBlock; ++j) {
-      wide[j] = code[i + j];
-    }
+        for (int64_t j = 0; j < kBlock; ++j) {
+          wide[j] = code[i + j];
+        }
 #pragma GCC ivdep
-    for (int64_t j = 0; j < kBlock; ++j) {
-      seen |= wide[j];
-      body(i + j, wide[j]);
-    }
-  }
-  for (; i < n; ++i) {
-    seen |= code[i];
-    body(i, static_cast<Lane>(code[i]));
-  }
+        for (int64_t j = 0; j < kBlock; ++j) {
+          seen |= wide[j];
+          body(i + j, wide[j]);
+        }
+      },
+      [&](int64_t i) {
+        seen |= code[i];
+        body(i, static_cast<Lane>(code[i]));
+      });
   return static_cast<int>(seen);
 }
 
@@ -202,38 +220,39 @@ int expand_2x2(const void* windows, const uint8_t* code, void* row0, void* row1,
   U* r1 = static_cast<U*>(row1);
   const Lanes zero = {};
   Lanes all = {};
-  int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) {
-    Lanes v;
-    Codes bytes;
-    __builtin_memcpy(&v, y + i, sizeof(v));
-    __builtin_memcpy(&bytes, code + i, sizeof(bytes));
-    const Lanes k = __builtin_convertvector(bytes, Lanes);
-    all |= k;
-    const Lanes tap[4] = {k == 0 ? v : zero, k == 1 ? v : zero, k == 2 ? v : zero,
-                          k == 3 ? v : zero};
-    for (int row = 0; row < 2; ++row) {
-      const Lanes even = tap[2 * row];
-      const Lanes odd = tap[2 * row + 1];
-      const Lanes first = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
-                                                  21, 6, 22, 7, 23);
-      const Lanes second = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12,
-                                                   28, 13, 29, 14, 30, 15, 31);
-      U* to = (row ? r1 : r0) + 2 * i;
-      __builtin_memcpy(to, &first, sizeof(first));
-      __builtin_memcpy(to + kBlock, &second, sizeof(second));
-    }
-  }
   U seen = 0;
+  each_block(
+      n,
+      [&](int64_t i) {
+        Lanes v;
+        Codes bytes;
+        __builtin_memcpy(&v, y + i, sizeof(v));
+        __builtin_memcpy(&bytes, code + i, sizeof(bytes));
+        const Lanes k = __builtin_convertvector(bytes, Lanes);
+        all |= k;
+        const Lanes tap[4] = {k == 0 ? v : zero, k == 1 ? v : zero, k == 2 ? v : zero,
+                              k == 3 ? v : zero};
+        for (int row = 0; row < 2; ++row) {
+          const Lanes even = tap[2 * row];
+          const Lanes odd = tap[2 * row + 1];
+          const Lanes first = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4,
+                                                      20, 5, 21, 6, 22, 7, 23);
+          const Lanes second = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27,
+                                                       12, 28, 13, 29, 14, 30, 15, 31);
+          U* to = (row ? r1 : r0) + 2 * i;
+          __builtin_memcpy(to, &first, sizeof(first));
+          __builtin_memcpy(to + kBlock, &second, sizeof(second));
+        }
+      },
+      [&](int64_t i) {
+        seen |= code[i];
+        r0[2 * i] = code[i] == 0 ? y[i] : U{0};
+        r0[2 * i + 1] = code[i] == 1 ? y[i] : U{0};
+        r1[2 * i] = code[i] == 2 ? y[i] : U{0};
+        r1[2 * i + 1] = code[i] == 3 ? y[i] : U{0};
+      });
   for (int64_t lane = 0; lane < kBlock; ++lane) {
     seen |= all[lane];
-  }
-  for (; i < n; ++i) {
-    seen |= code[i];
-    r0[2 * i] = code[i] == 0 ? y[i] : U{0};
-    r0[2 * i + 1] = code[i] == 1 ? y[i] : U{0};
-    r1[2 * i] = code[i] == 2 ? y[i] : U{0};
-    r1[2 * i + 1] = code[i] == 3 ? y[i] : U{0};
   }
   return static_cast<int>(seen);
 }
@@ -411,33 +430,31 @@ typedef uint32_t BlockWords __attribute__((vector_size(kBlock * sizeof(uint32_t)
 typedef uint8_t BlockCodes __attribute__((vector_size(kBlock)));
 
 inline void pack_lane(const uint8_t* code, int shift, uint32_t* words, int64_t n) {
-  int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) {
-    BlockCodes codes;
-    BlockWords word;
-    __builtin_memcpy(&codes, code + i, sizeof(codes));
-    __builtin_memcpy(&word, words + i, sizeof(word));
-    word |= __builtin_convertvector(codes, BlockWords) << static_cast<uint32_t>(shift);
-    __builtin_memcpy(words + i, &word, sizeof(word));
-  }
-  for (; i < n; ++i) {
-    words[i] |= static_cast<uint32_t>(code[i]) << shift;
-  }
+  each_block(
+      n,
+      [&](int64_t i) {
+        BlockCodes codes;
+        BlockWords word;
+        __builtin_memcpy(&codes, code + i, sizeof(codes));
+        __builtin_memcpy(&word, words + i, sizeof(word));
+        word |= __builtin_convertvector(codes, BlockWords) << static_cast<uint32_t>(shift);
+        __builtin_memcpy(words + i, &word, sizeof(word));
+      },
+      [&](int64_t i) { words[i] |= static_cast<uint32_t>(code[i]) << shift; });
 }
 
 inline void unpack_lane(const uint32_t* words, int shift, uint32_t mask, uint8_t* code,
                         int64_t n) {
-  int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) {
-    BlockWords word;
-    __builtin_memcpy(&word, words + i, sizeof(word));
-    const BlockWords fields = word >> static_cast<uint32_t>(shift) & mask;
-    const BlockCodes codes = __builtin_convertvector(fields, BlockCodes);
-    __builtin_memcpy(code + i, &codes, sizeof(codes));
-  }
-  for (; i < n; ++i) {
-    code[i] = static_cast<uint8_t>(words[i] >> shift & mask);
-  }
+  each_block(
+      n,
+      [&](int64_t i) {
+        BlockWords word;
+        __builtin_memcpy(&word, words + i, sizeof(word));
+        const BlockWords fields = word >> static_cast<uint32_t>(shift) & mask;
+        const BlockCodes codes = __builtin_convertvector(fields, BlockCodes);
+        __builtin_memcpy(code + i, &codes, sizeof(codes));
+      },
+      [&](int64_t i) { code[i] = static_cast<uint8_t>(words[i] >> shift & mask); });
 }
 
 template <typename O>

@@ -37,6 +37,9 @@ int64_t first_tap(int64_t start, int64_t dilation, int64_t kernel) {
   return start >= 0 ? 0 : std::min(kernel, (-start + dilation - 1) / dilation);
 }
 
+// Windows of channels-last that memory is asked for ahead of its use.
+constexpr int64_t kAhead = 4;
+
 struct PoolTask {
   const PoolParams& p;
   const PoolWindow& w = p.window;
@@ -123,6 +126,8 @@ struct PoolTask {
         if (w.tiled_2x2() && 2 * oh + 1 < w.in_h && 2 * ow + 1 < w.in_w) {
           const char* r0 = element_at(((batch * w.in_h + 2 * oh) * w.in_w + 2 * ow) * p.channels);
           const char* r1 = r0 + w.in_w * lane;
+          prefetch(r0 + kAhead * 2 * lane, 2 * lane);
+          prefetch(r1 + kAhead * 2 * lane, 2 * lane);
           max.max_4(r0, r0 + lane, r1, r1 + lane, y, code, p.channels);
         } else {
           fill_lowest(y, p.element, p.channels);

@@ -40,16 +40,47 @@ struct Unit {
   }
 };
 
-// Calls visit(window, lane, position) for all windows of a unit; false on a bad index.
+// Calls visit(window, lane, position) for all windows of a unit; false on a bad index. Windows that
+// lie wholly inside the plane, nearly all of them, find positions in a table of their taps.
 template <typename Visit>
 bool each_window(const Unit& u, const Visit& visit) {
-  for (int64_t oh = 0; oh < u.w.out_h; ++oh) {
-    for (int64_t ow = 0; ow < u.w.out_w; ++ow) {
+  const PoolWindow& w = u.w;
+  const bool coded = u.p.format != IndexFormat::kFlat;
+  std::vector<int64_t> tap(coded ? w.taps() : 0);
+  for (size_t k = 0; k < tap.size(); ++k) {
+    tap[k] = static_cast<int64_t>(k) / w.kernel_w * w.dilation_h * w.in_w +
+             static_cast<int64_t>(k) % w.kernel_w * w.dilation_w;
+  }
+  const uint32_t mask = u.p.format == IndexFormat::kOffset ? 0xffu : (1u << w.bits()) - 1;
+  for (int64_t oh = 0; oh < w.out_h; ++oh) {
+    const int64_t h = w.row(oh, 0);
+    const bool whole_row = h >= 0 && h + (w.kernel_h - 1) * w.dilation_h < w.in_h;
+    const int64_t row =
+        (u.plane * w.out_h + oh) * w.index_row(u.p.format) * u.stride + u.channel;
+    for (int64_t ow = 0; ow < w.out_w; ++ow) {
+      const int64_t window = oh * w.out_w + ow;
+      const int64_t x = w.col(ow, 0);
+      if (coded && whole_row && x >= 0 && x + (w.kernel_w - 1) * w.dilation_w < w.in_w) {
+        const bool packed = u.p.format == IndexFormat::kPacked;
+        const int64_t at = row + (packed ? ow / w.per_word() : ow) * u.stride;
+        const int shift = packed ? w.bits() * static_cast<int>(ow % w.per_word()) : 0;
+        for (int64_t lane = 0; lane < u.lanes; ++lane) {
+          const uint32_t stored = packed
+                                      ? static_cast<const uint32_t*>(u.p.indices)[at + lane]
+                                      : static_cast<const uint8_t*>(u.p.indices)[at + lane];
+          const uint32_t code = stored >> shift & mask;
+          if (code >= tap.size()) {
+            return false;
+          }
+          visit(window, lane, h * w.in_w + x + tap[code]);
+        }
+        continue;
+      }
       for (int64_t lane = 0; lane < u.lanes; ++lane) {
         const int64_t position = u.position(oh, ow, lane);
         if (position >= 0) {
-          visit(oh * u.w.out_w + ow, lane, position);
-        } else if (!u.w.empty(oh, ow)) {
+          visit(window, lane, position);
+        } else if (!w.empty(oh, ow)) {
           return false;
         }
       }

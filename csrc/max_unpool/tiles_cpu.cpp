@@ -14,6 +14,9 @@
 namespace segkern {
 namespace {
 
+// Windows of channels-last that memory is asked for ahead of its use.
+constexpr int64_t kAhead = 4;
+
 struct TileTask {
   const PoolParams& p;
   const PoolWindow& w = p.window;
@@ -179,7 +182,11 @@ struct TileTask {
     return each_lane(
         begin, end,
         [&](char* y, const uint8_t* code, const char* a, const char* b, const char* c,
-            const char* d) { return move.select_4(a, b, c, d, code, y, p.channels); },
+            const char* d) {
+          prefetch(a + kAhead * 2 * lane, 2 * lane);
+          prefetch(c + kAhead * 2 * lane, 2 * lane);
+          return move.select_4(a, b, c, d, code, y, p.channels);
+        },
         [&](char* y, const uint8_t* code, uint8_t k, const char* from) {
           move.select_tap(from, code, k, y, p.channels);
         });
