@@ -14,7 +14,6 @@ import shutil
 import sysconfig
 from pathlib import Path
 
-from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  the backend is setuptools' but for two hooks
 
 # Wheels of the compiler; from CUDA 13 on they hold the whole of nvcc. It depends on the runtime's
@@ -68,7 +67,8 @@ def find_toolkit(extra: tuple[Path, ...] = ()) -> Path | None:
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    requires = [*build_meta.get_requires_for_build_wheel(config_settings), "ninja"]
+    # setuptools would run setup.py to answer this, which needs the torch that is only asked for here.
+    requires = ["ninja"]
     has_torch, cuda = installed_torch_cuda()
     if not has_torch:
         requires.append(f"torch>={_OLDEST_TORCH}")
