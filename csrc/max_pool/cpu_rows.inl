@@ -22,12 +22,12 @@ inline void each_block(int64_t n, const Block& block, const Rest& rest) {
     }
     return;
   }
-  const int64_t last = n - kBlock;
-  for (int64_t i = 0;; i = i + kBlock < last ? i + kBlock : last) {
-    block(i);  // one call, so that it is inlined
-    if (i == last) {
-      return;
-    }
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    block(i);
+  }
+  if (i < n) {
+    block(n - kBlock);
   }
 }
 
@@ -35,7 +35,7 @@ template <typename Body>
 inline void each(int64_t n, const Body& body) {
   each_block(
       n,
-      [&](int64_t i) {
+      [&](int64_t i) __attribute__((always_inline)) {
 #pragma GCC ivdep
         for (int64_t j = 0; j < kBlock; ++j) {
           body(i + j);
@@ -108,7 +108,7 @@ template <typename O, typename Body>
 inline void each_coded(int64_t n, uint8_t* __restrict__ code, const Body& body) {
   each_block(
       n,
-      [&](int64_t i) {
+      [&](int64_t i) __attribute__((always_inline)) {
         typename O::Code wide[kBlock];
 #pragma GCC ivdep
         for (int64_t j = 0; j < kBlock; ++j) {
@@ -129,7 +129,7 @@ inline int each_decoded(int64_t n, const uint8_t* __restrict__ code, const Body&
   Lane seen = 0;
   each_block(
       n,
-      [&](int64_t i) {
+      [&](int64_t i) __attribute__((always_inline)) {
         Lane wide[kBlock];
 #pragma GCC ivdep
         for (int64_t j = 0; j < kBlock; ++j) {
@@ -141,7 +141,7 @@ inline int each_decoded(int64_t n, const uint8_t* __restrict__ code, const Body&
           body(i + j, wide[j]);
         }
       },
-      [&](int64_t i) {
+      [&](int64_t i) __attribute__((always_inline)) {
         seen |= code[i];
         body(i, static_cast<Lane>(code[i]));
       });
@@ -223,7 +223,7 @@ int expand_2x2(const void* windows, const uint8_t* code, void* row0, void* row1,
   U seen = 0;
   each_block(
       n,
-      [&](int64_t i) {
+      [&](int64_t i) __attribute__((always_inline)) {
         Lanes v;
         Codes bytes;
         __builtin_memcpy(&v, y + i, sizeof(v));
@@ -244,7 +244,7 @@ int expand_2x2(const void* windows, const uint8_t* code, void* row0, void* row1,
           __builtin_memcpy(to + kBlock, &second, sizeof(second));
         }
       },
-      [&](int64_t i) {
+      [&](int64_t i) __attribute__((always_inline)) {
         seen |= code[i];
         r0[2 * i] = code[i] == 0 ? y[i] : U{0};
         r0[2 * i + 1] = code[i] == 1 ? y[i] : U{0};
@@ -432,7 +432,7 @@ typedef uint8_t BlockCodes __attribute__((vector_size(kBlock)));
 inline void pack_lane(const uint8_t* code, int shift, uint32_t* words, int64_t n) {
   each_block(
       n,
-      [&](int64_t i) {
+      [&](int64_t i) __attribute__((always_inline)) {
         BlockCodes codes;
         BlockWords word;
         __builtin_memcpy(&codes, code + i, sizeof(codes));
@@ -447,7 +447,7 @@ inline void unpack_lane(const uint32_t* words, int shift, uint32_t mask, uint8_t
                         int64_t n) {
   each_block(
       n,
-      [&](int64_t i) {
+      [&](int64_t i) __attribute__((always_inline)) {
         BlockWords word;
         __builtin_memcpy(&word, words + i, sizeof(word));
         const BlockWords fields = word >> static_cast<uint32_t>(shift) & mask;
