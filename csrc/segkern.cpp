@@ -38,6 +38,10 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "_permutohedral_feature_grad(Tensor grad, Tensor values, Tensor features, "
       "Tensor[] lattice, bool reverse) -> Tensor");
 
+  // The exact Gaussian over a grid, see segkern/ops/separable_gaussian.py. `derivative` names the
+  // axis, counted from the last, whose taps are their derivatives in its width, or is -1.
+  m.def("separable_gaussian(Tensor values, Tensor widths, int derivative) -> Tensor");
+
   // Dense CRF over lattices: six tensors and two scales a term, see segkern/ops/dense_crf.py.
   m.def(
       "dense_crf(Tensor unary, Tensor? q0, Tensor[] lattices, Tensor[] scales, Tensor[] costs, "

@@ -1,10 +1,6 @@
 // Row kernels compiled for several x86 instruction sets in one file, chosen at run time, so that a
-// wheel built anywhere runs everywhere at the speed of the machine it meets. A file includes its
-// kernels once per set, inside a namespace of its own:
-//
-//   namespace baseline { #include "rows.inl" }
-//   SEGKERN_TARGET_AVX2    namespace avx2 { #include "rows.inl" }    SEGKERN_TARGET_END
-//   SEGKERN_TARGET_AVX512  namespace avx512 { #include "rows.inl" }  SEGKERN_TARGET_END
+// wheel built anywhere runs everywhere at the speed of the machine it meets. each_cpu_target.inl
+// includes a file of kernels once per set, inside a namespace of its own.
 //
 // The kernels must be templates or functions of that namespace over raw pointers: a standard-library
 // template instantiated there could be merged by the linker with a baseline one.

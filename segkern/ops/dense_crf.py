@@ -2,97 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from functools import partial
+from numbers import Integral, Real
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from segkern import _load
-from segkern.ops.permutohedral import Lattice, permutohedral_build, permutohedral_filter
+from segkern.ops._arrays import as_tensor, like
+from segkern.ops._crf_features import bilateral_features, position_features
+from segkern.ops._mean_field import (
+    NORMALIZATIONS,
+    GridTerm,
+    PairwiseTerm,
+    Term,
+    check_normalization,
+    grid_term,
+    mean_field,
+    pairwise_term,
+)
+from segkern.ops._memory import require_memory
+from segkern.ops.permutohedral import lattice_bytes
+from segkern.ops.separable_gaussian import grid_widths
 
-Widths = Union[float, Sequence[float]]
-
-NORMALIZATIONS = ("none", "before", "after", "symmetric")
-EPSILON = 1e-20
-
-_ROW = 8  # native rows of labels are padded to this many floats
-
-
-@dataclass(frozen=True)
-class PairwiseTerm:
-    """A pairwise term ready for :func:`mean_field`.
-
-    Attributes:
-        lattice: over the term's features, for every item or one for all.
-        before, after: (N, P) or (1, P) float32 factors of the values on each side of the filter.
-        cost: float32 (), (L,) or (L, L): what a message costs. A Potts term of weight w has -w;
-            a matrix has the receiving label as its row.
-    """
-
-    lattice: Lattice
-    before: Tensor
-    after: Tensor
-    cost: Tensor
-
-
-def pairwise_term(features: Tensor, cost: Tensor, normalization: str = "symmetric") -> PairwiseTerm:
-    """Builds the lattice of (N, P, d) features and the factors of a normalisation mode."""
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(
-            f"dense_crf: normalization must be one of {', '.join(map(repr, NORMALIZATIONS))}, "
-            f"got {normalization!r}"
-        )
-    lattice = permutohedral_build(features)
-    weight = lattice.weight
-    one = weight.new_ones(weight.shape[:2])
-    if normalization == "none":
-        return PairwiseTerm(lattice, one, one, cost)
-    mass = permutohedral_filter(one[:, None], lattice)[:, 0] + EPSILON
-    if normalization == "symmetric":
-        root = mass.rsqrt()
-        return PairwiseTerm(lattice, root, root, cost)
-    if normalization == "before":
-        return PairwiseTerm(lattice, 1 / mass, one, cost)
-    return PairwiseTerm(lattice, one, 1 / mass, cost)
-
-
-def mean_field(
-    unary: Tensor,
-    terms: Sequence[PairwiseTerm],
-    iterations: int,
-    *,
-    q0: Tensor | None = None,
-    memory: str = "recompute",
-    return_kl: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """(N, L, P) float32 marginals after mean field updates, and the objective (N,) or (0,).
-
-    Differentiable in the unary energies, `q0` and the terms' costs. See :func:`dense_crf`.
-    """
-    if memory not in ("recompute", "store"):
-        raise ValueError(f"dense_crf: memory must be 'recompute' or 'store', got {memory!r}")
-    differentiable = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (unary, q0, *(term.cost for term in terms))
-    )
-    if unary.is_cuda and (differentiable or return_kl or memory == "store"):
-        raise RuntimeError(
-            "dense_crf: gradients, return_kl and memory='store' have CPU kernels only, got tensors "
-            "on CUDA; run under torch.no_grad(), or on the CPU"
-        )
-    q, _, kl = torch.ops.segkern.dense_crf.default(
-        unary,
-        q0,
-        [tensor for term in terms for tensor in term.lattice],
-        [tensor for term in terms for tensor in (term.before, term.after)],
-        [term.cost for term in terms],
-        iterations,
-        differentiable and memory == "store",
-        return_kl,
-    )
-    return q, kl
+__all__ = [
+    "NORMALIZATIONS",
+    "GridTerm",
+    "PairwiseTerm",
+    "bilateral_features",
+    "dense_crf",
+    "mean_field",
+    "pairwise_term",
+    "position_features",
+]
 
 
 def dense_crf(
@@ -116,25 +62,29 @@ def dense_crf(
 
     Args:
         unary: (N, L, H, W) or (L, H, W) energies, that is negative log-probabilities, L labels;
-            or volumes (N, L, D, H, W). Floating. A tensor or an array.
+            or volumes (N, L, D, H, W). Floating. A tensor, or an array of NumPy, CuPy or another
+            library with DLPack.
         image: (N, C, H, W), or (C, H, W) for all N, uint8 or floating, of the same spatial size; C
             may be any number of channels. Colours are in the units of ``srgb``, so 0 to 255 for the
             default. May be None without ``bilateral``.
         gaussian: the smoothness term: ``sxy`` its width in pixels, a number or (sx, sy), or
-            (sx, sy, sz) for volumes; ``weight``; or None to leave it out.
+            (sx, sy, sz) for volumes; ``weight``; or None to leave it out. With ``"exact": True`` it
+            is filtered by :func:`separable_gaussian` instead of a lattice. That is another model:
+            marginals differ by some hundredths where labels compete, and parameters tuned for the
+            one are not the best for the other.
         bilateral: the appearance term: ``sxy``, ``srgb`` (a number, or one per channel),
             ``weight``; or None. Features are ordered x, y, colours, which is part of the
-            definition.
+            definition (:func:`image_features`).
         extra_terms: further terms, each with ``features`` (N, P, d) or (P, d), already divided by
             their widths, and ``weight``. Any term may have a ``compatibility`` of its own, and a
-            ``weight`` is a number, a 0-d tensor (to learn) or one per label.
+            ``weight`` is a number, a 0-d tensor (to learn) or one per label that sends.
         compatibility: ``"potts"``, or costs: (L,) per label or (L, L), row = the label that
             receives; positive repels. A matrix is used as it is, symmetric or not.
         normalization: ``"symmetric"``, ``"after"`` (DeepLab, CRF-as-RNN), ``"before"`` or
             ``"none"`` (raw sums, which saturate at once).
         iterations: number of updates; 0 returns the start.
         q0: start, of the form of `unary`; None is softmax(-unary).
-        memory: for the backward, ``"recompute"`` the marginals of each update or ``"store"`` them.
+        memory: for the backward, ``"recompute"`` what an update needs, or ``"store"`` it.
         return_kl: also return the objective at the result, (N,) float64, not differentiable.
 
     Returns:
@@ -143,10 +93,15 @@ def dense_crf(
 
     Raises:
         TypeError, ValueError: an argument of the wrong form.
-        RuntimeError: what :func:`permutohedral_build` raises.
+        MemoryError: the lattices, or the rows that updates work on, may need more memory than is
+            left; raised before any of it is taken.
+        RuntimeError: what :func:`permutohedral_build` raises: features that are not finite.
 
     Everything is computed in float32, under autocast too. Differentiable once in `unary`, `q0`,
-    weights and compatibilities, not in features and widths. Deterministic, on the CPU for any
+    weights and compatibilities; and in widths, extra features and floating images that are tensors
+    which want a gradient. A term with such features is filtered apart from the others, which takes
+    longer; no lattice is built again. Where it has more than 3 dimensions it is not continuous in
+    them (:func:`permutohedral_filter`): learn with small steps. Deterministic, on the CPU for any
     number of threads. On CUDA there are no gradients, ``return_kl`` and ``memory="store"`` yet, and
     at most 4 terms and 256 labels. Kraehenbuehl and Koltun, arXiv:1210.5644.
 
@@ -159,117 +114,148 @@ def dense_crf(
         torch.Size([1, 3, 8, 10])
     """
     op = "dense_crf"
-    like = unary
-    unary = _as_tensor(op, "unary", unary)
-    if not unary.is_floating_point():
-        raise TypeError(f"{op}: unary must be floating, got {unary.dtype}")
-    if image is not None:
-        image = _as_tensor(op, "image", image).to(unary.device)
-    energies = unary if unary.dim() >= 4 else unary[None]
-    if energies.dim() < 4 or energies.shape[1] < 1:
+    given = as_tensor(op, "unary", unary)
+    if not given.is_floating_point():
+        raise TypeError(f"{op}: unary must be floating, got {given.dtype}")
+    energies = given[None] if given.dim() == 3 else given
+    if energies.dim() not in (4, 5) or energies.shape[1] < 1:
         raise ValueError(
-            f"{op}: unary must be (N, L, H, W) or (L, H, W) with at least one label, "
-            f"got {tuple(unary.shape)}"
+            f"{op}: unary must be (N, L, H, W), (L, H, W) or (N, L, D, H, W) with at least one "
+            f"label, got {tuple(given.shape)}"
         )
-    size = tuple(energies.shape[2:])
+    batch, labels, *size = energies.shape
     if image is not None:
-        pixels = image if image.dim() == energies.dim() else image[None]
-        if tuple(pixels.shape[2:]) != size or pixels.shape[0] not in (1, energies.shape[0]):
-            raise ValueError(
-                f"{op}: image must be {(energies.shape[0], 'C', *size)} like unary, "
-                f"got {tuple(image.shape)}"
-            )
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        image = _pixels(op, image, batch, size, energies.device)
+    if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations < 0:
         raise ValueError(f"{op}: iterations must be an integer of at least 0, got {iterations!r}")
-    if unary.is_cuda:
+    check_normalization(normalization)
+    if energies.is_cuda:
         _load.require_cuda(op)
-
-    labels = energies.shape[1]
-    device = energies.device
-    terms = []
-    if gaussian is not None:
-        options = _options(op, "gaussian", gaussian, {"sxy"})
-        cost = _cost(op, options, compatibility, labels, device)
-        features = position_features(op, size, options["sxy"], device)
-        terms.append(pairwise_term(features, cost, normalization))
-    if bilateral is not None:
-        if image is None:
-            raise ValueError(f"{op}: image must be given for the bilateral term, got None")
-        options = _options(op, "bilateral", bilateral, {"sxy", "srgb"})
-        cost = _cost(op, options, compatibility, labels, device)
-        features = bilateral_features(op, pixels, options["sxy"], options["srgb"])
-        terms.append(pairwise_term(features, cost, normalization))
-    for number, extra in enumerate(extra_terms):
-        options = _options(op, f"extra_terms[{number}]", extra, {"features"})
-        features = _as_tensor(op, "features", options["features"]).to(device)
-        cost = _cost(op, options, compatibility, labels, device)
-        terms.append(pairwise_term(features, cost, normalization))
-
-    features = None  # the lattices hold all that is needed of them
     start = None
     if q0 is not None:
-        start = _as_tensor(op, "q0", q0).to(device)
-        if start.shape != unary.shape:
+        start = as_tensor(op, "q0", q0).to(energies.device)
+        if start.shape != given.shape:
             raise ValueError(
-                f"{op}: q0 must be {tuple(unary.shape)} like unary, got {tuple(start.shape)}"
+                f"{op}: q0 must be {tuple(given.shape)} like unary, got {tuple(start.shape)}"
             )
         start = start.reshape(energies.shape).flatten(2).float()
+    wanted = _wanted_terms(op, gaussian, bilateral, extra_terms, energies, image)
+    costs = [_cost(op, w.options, compatibility, labels, energies.device) for w in wanted]
+    _check_memory(op, wanted, energies.device)
     q, kl = mean_field(
         energies.flatten(2).float(),
-        terms,
-        iterations,
+        [w.build(cost, normalization) for w, cost in zip(wanted, costs)],
+        int(iterations),
         q0=start,
         memory=memory,
         return_kl=return_kl,
     )
-    q = _like(like, q.to(unary.dtype).view(unary.shape))
-    return (q, _like(like, kl)) if return_kl else q
+    q = like(op, "unary", unary, q.to(given.dtype).view(given.shape))
+    return (q, like(op, "unary", unary, kl)) if return_kl else q
 
 
-def position_features(
-    op: str, size: Sequence[int], sxy: Widths, device: torch.device | None = None
+def _pixels(
+    op: str, image: Any, batch: int, size: Sequence[int], device: torch.device
 ) -> Tensor:
-    """(1, P, d) pixel positions over their widths, the last axis of `size` first: x, y, (z)."""
-    widths = _widths(op, "sxy", sxy, len(size))
-    planes = torch.empty(1, len(size), *size, device=device)
-    for i, width in enumerate(widths):
-        axis = len(size) - 1 - i
-        steps = torch.arange(size[axis], device=device, dtype=torch.float32) / width
-        planes[0, i] = steps.view([-1] + [1] * i)
-    return planes.flatten(2).transpose(1, 2)
-
-
-def bilateral_features(op: str, image: Tensor, sxy: Widths, srgb: Widths) -> Tensor:
-    """(N, P, d + C) positions and then colours of (N, C, *size) images, over their widths."""
-    size = tuple(image.shape[2:])
-    colours = _widths(op, "srgb", srgb, image.shape[1])
-    dims = len(size)
-    planes = torch.empty(image.shape[0], dims + image.shape[1], *size, device=image.device)
-    positions = position_features(op, size, sxy, image.device)
-    planes[:, :dims] = positions.transpose(1, 2).reshape(1, dims, *size)
-    divisors = torch.tensor(colours, device=image.device).view(-1, *[1] * dims)
-    torch.div(image.float(), divisors, out=planes[:, dims:])
-    return planes.flatten(2).transpose(1, 2)
-
-
-def _widths(op: str, name: str, value: Widths, count: int) -> list[float]:
-    values = [value] * count if isinstance(value, (int, float)) else [float(v) for v in value]
-    if len(values) != count or not all(0 < v < float("inf") for v in values):
+    """The image as (N or 1, C, *size) on `device`."""
+    tensor = as_tensor(op, "image", image).to(device)
+    pixels = tensor[None] if tensor.dim() == len(size) + 1 else tensor
+    if (
+        pixels.dim() != len(size) + 2
+        or list(pixels.shape[2:]) != list(size)
+        or pixels.shape[0] not in (1, batch)
+    ):
         raise ValueError(
-            f"{op}: {name} must be positive and finite, one number or {count}, got {value!r}"
+            f"{op}: image must be {(batch, 'C', *size)} like unary, got {tuple(tensor.shape)}"
         )
-    return [float(v) for v in values]
+    if pixels.is_complex():
+        raise TypeError(f"{op}: image must be uint8 or floating, got {pixels.dtype}")
+    return pixels
 
 
-def _options(op: str, name: str, given: Mapping[str, Any], needed: set[str]) -> Mapping[str, Any]:
+@dataclass(frozen=True)
+class _Wanted:
+    """A term as it is asked for: its options, the shape of its features (None: no lattice is
+    needed), and what makes them."""
+
+    options: Mapping[str, Any]
+    shape: tuple[int, int, int] | None
+    make: Callable[[], Tensor]
+    size: tuple[int, ...] = ()
+
+    def build(self, cost: Tensor, normalization: str) -> Term:
+        if self.shape is None:
+            return grid_term(self.size, self.make(), cost, normalization)
+        return pairwise_term(self.make(), cost, normalization)
+
+
+def _wanted_terms(
+    op: str,
+    gaussian: Mapping[str, Any] | None,
+    bilateral: Mapping[str, Any] | None,
+    extra_terms: Sequence[Mapping[str, Any]],
+    energies: Tensor,
+    image: Tensor | None,
+) -> list[_Wanted]:
+    size, device = tuple(energies.shape[2:]), energies.device
+    points, axes = energies.shape[2:].numel(), len(size)
+    wanted = []
+    if gaussian is not None:
+        sxy = _options(op, "gaussian", gaussian, {"sxy"}, {"exact"})["sxy"]
+        exact = gaussian.get("exact", False)
+        if not isinstance(exact, bool):
+            raise TypeError(f"{op}: exact must be True or False, got {exact!r}")
+        if exact:
+            make = partial(grid_widths, op, sxy, axes, device)
+            wanted.append(_Wanted(gaussian, None, make, size))
+        else:
+            make = partial(position_features, op, size, sxy, device)
+            wanted.append(_Wanted(gaussian, (1, points, axes), make))
+    if bilateral is not None:
+        if image is None:
+            raise ValueError(f"{op}: image must be given for the bilateral term, got None")
+        _options(op, "bilateral", bilateral, {"sxy", "srgb"})
+        make = partial(bilateral_features, op, image, bilateral["sxy"], bilateral["srgb"])
+        wanted.append(_Wanted(bilateral, (image.shape[0], points, axes + image.shape[1]), make))
+    for number, extra in enumerate(extra_terms):
+        name = f"extra_terms[{number}]"
+        _options(op, name, extra, {"features"})
+        features = as_tensor(op, f"{name} features", extra["features"]).to(device)
+        shape = tuple(features.shape if features.dim() == 3 else features[None].shape)
+        if len(shape) != 3 or shape[0] not in (1, len(energies)) or shape[1] != points:
+            raise ValueError(
+                f"{op}: {name} features must be ({len(energies)}, {points}, d) or ({points}, d), "
+                f"got {tuple(features.shape)}"
+            )
+        wanted.append(_Wanted(extra, shape, partial(features.view, shape)))
+    return wanted
+
+
+def _check_memory(op: str, wanted: Sequence[_Wanted], device: torch.device) -> None:
+    """All lattices together, and the features of the largest."""
+    shapes = [w.shape for w in wanted if w.shape is not None]
+    if torch.compiler.is_compiling() or not shapes:
+        return
+    needed = sum(lattice_bytes(*shape) for shape in shapes)
+    needed += max(4 * math.prod(shape) for shape in shapes)
+    require_memory(op, f"the lattices of {', '.join(map(str, shapes))} features", needed, device)
+
+
+def _options(
+    op: str,
+    name: str,
+    given: Mapping[str, Any],
+    needed: set[str],
+    optional: frozenset[str] | set[str] = frozenset(),
+) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise TypeError(f"{op}: {name} must be a dict, got {type(given).__name__}")
-    known = needed | {"weight", "compatibility"}
-    wrong = (needed | {"weight"}) - set(given) | set(given) - known
-    if wrong:
+    needed = needed | {"weight"}
+    optional = optional | {"compatibility"}
+    if needed - set(given) or set(given) - needed - optional:
         raise ValueError(
-            f"{op}: {name} must have {', '.join(sorted(needed | {'weight'}))} and may have "
-            f"compatibility, got {', '.join(map(str, given))}"
+            f"{op}: {name} must have {', '.join(sorted(needed))} and may have "
+            f"{', '.join(sorted(optional))}, got {', '.join(map(str, given))}"
         )
     return given
 
@@ -278,7 +264,7 @@ def _cost(
     op: str, options: Mapping[str, Any], compatibility: Any, labels: int, device: torch.device
 ) -> Tensor:
     """weight * compatibility as the native operator wants it; Potts is minus the identity."""
-    weight = _floats(options["weight"], device)
+    weight = _floats(op, "weight", options["weight"], device)
     if weight.dim() > 1 or (weight.dim() == 1 and weight.shape[0] != labels):
         raise ValueError(
             f"{op}: weight must be a number or ({labels},), got {tuple(weight.shape)}"
@@ -288,7 +274,7 @@ def _cost(
         if own != "potts":
             raise ValueError(f"{op}: compatibility must be 'potts' or costs, got {own!r}")
         return -weight
-    matrix = _floats(own, device)
+    matrix = _floats(op, "compatibility", own, device)
     if tuple(matrix.shape) not in ((labels,), (labels, labels)):
         raise ValueError(
             f"{op}: compatibility must be ({labels},) or ({labels}, {labels}), "
@@ -297,95 +283,14 @@ def _cost(
     return weight * matrix
 
 
-def _floats(value: Any, device: torch.device) -> Tensor:
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
-    return torch.as_tensor(value, device=device).float()
-
-
-def _as_tensor(op: str, name: str, value: Any) -> Tensor:
-    """A tensor over the memory of a tensor, a NumPy array or any array with DLPack."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray):
-        array = np.ascontiguousarray(value)
-        return torch.from_numpy(array if array.flags.writeable else array.copy())
-    if hasattr(value, "__dlpack__"):
-        return torch.from_dlpack(value)
-    raise TypeError(f"{op}: {name} must be a Tensor or an array, got {type(value).__name__}")
-
-
-def _like(original: Any, result: Tensor) -> Any:
-    if isinstance(original, Tensor):
-        return result
-    if isinstance(original, np.ndarray):
-        return result.numpy()
-    import cupy
-
-    return cupy.from_dlpack(result)
-
-
-@torch.library.register_fake("segkern::dense_crf")
-def _dense_crf_fake(unary, q0, lattices, scales, costs, iterations, keep, want_kl):
-    batch, labels, points = unary.shape
-    stride = (labels + _ROW - 1) // _ROW * _ROW
-    return (
-        unary.new_empty(unary.shape),
-        unary.new_empty((batch, iterations, points, stride) if keep else (0,)),
-        unary.new_empty((batch if want_kl else 0,), dtype=torch.float64),
-    )
-
-
-@torch.library.register_fake("segkern::_dense_crf_backward")
-def _dense_crf_backward_fake(
-    grad, unary, q0, q, history, lattices, scales, costs, iterations
-):
-    return (
-        unary.new_empty(unary.shape),
-        unary.new_empty((0,) if q0 is None else unary.shape),
-        [cost.new_empty(cost.shape) for cost in costs],
-    )
-
-
-def _setup_dense_crf(ctx, inputs, output):
-    unary, q0, lattices, scales, costs, iterations, _, _ = inputs
-    q, history, kl = output
-    ctx.mark_non_differentiable(history, kl)
-    ctx.save_for_backward(unary, q0, q, history, *lattices, *scales, *costs)
-    ctx.counts = (len(lattices), len(scales))
-    ctx.iterations = iterations
-
-
-def _backward_dense_crf(ctx, grad, _history, _kl):
-    unary, q0, q, history, *lists = ctx.saved_tensors
-    first, second = ctx.counts[0], sum(ctx.counts)
-    lattices, scales, costs = lists[:first], lists[first:second], lists[second:]
-    grad_unary, grad_q0, grad_costs = torch.ops.segkern._dense_crf_backward.default(
-        grad, unary, q0, q, history, lattices, scales, costs, ctx.iterations
-    )
-    return (
-        grad_unary,
-        None if q0 is None else grad_q0,
-        [None] * len(lattices),
-        [None] * len(scales),
-        grad_costs,
-        None,
-        None,
-        None,
-    )
-
-
-torch.library.register_autograd(
-    "segkern::dense_crf", _backward_dense_crf, setup_context=_setup_dense_crf
-)
-
-
-def _refuse_second_derivative(ctx, *grads):
-    raise RuntimeError("dense_crf: second derivatives are not available")
-
-
-torch.library.register_autograd(
-    "segkern::_dense_crf_backward",
-    _refuse_second_derivative,
-    setup_context=lambda ctx, inputs, output: None,
-)
+def _floats(op: str, name: str, value: Any, device: torch.device) -> Tensor:
+    """A float32 tensor of a number, a list of numbers, a tensor or an array."""
+    if isinstance(value, (str, bytes)) or value is None:
+        raise TypeError(f"{op}: {name} must be a number, a tensor or an array, got {value!r}")
+    if isinstance(value, Real):
+        if not math.isfinite(value):
+            raise ValueError(f"{op}: {name} must be finite, got {value!r}")
+        return torch.tensor(float(value), device=device)
+    if isinstance(value, (list, tuple)):
+        return torch.tensor(value, device=device, dtype=torch.float32)
+    return as_tensor(op, name, value).to(device).float()

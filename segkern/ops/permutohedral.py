@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from segkern import _load
+from segkern.ops._arrays import as_tensor, like
+from segkern.ops._crf_features import Widths, image_features
+from segkern.ops._memory import require_memory
 
 MAX_DIMS = 16
 
@@ -43,20 +45,28 @@ class Lattice(NamedTuple):
         return self.vertex.shape[2] - 1
 
 
-def permutohedral_build(features: Tensor) -> Lattice:
-    """The lattice over which :func:`permutohedral_filter` filters.
+def permutohedral_build(
+    features: Any = None,
+    *,
+    image: Any = None,
+    sxy: Widths | None = None,
+    srgb: Widths | None = None,
+) -> Lattice:
+    """The lattice over which :func:`permutohedral_filter` filters: of points, or of an image.
 
     Args:
         features: (N, P, d) or (P, d) points, floating, 1 <= d <= 16, in units of the Gaussian's
             standard deviation; any strides. They are read in float32. The order of the dimensions
-            is part of the definition: another order gives another lattice.
+            is part of the definition: another order gives another lattice. A tensor or an array.
+        image, sxy, srgb: instead of features, those of an image and widths: the arguments of
+            :func:`image_features`.
 
     Returns:
-        The :class:`Lattice`; its shapes do not depend on the values of the features.
+        The :class:`Lattice`, of tensors; its shapes do not depend on the values of the features.
 
     Raises:
-        TypeError, ValueError: features of the wrong form.
-        MemoryError: the arrays would need more than this machine has.
+        TypeError, ValueError: an argument of the wrong form.
+        MemoryError: the arrays may need more than is left; raised before any of it is taken.
         RuntimeError: on the CPU, features that are not finite, or that span more lattice cells
             than a 127-bit key can number (widths that are far too small). On CUDA looking would
             stall the stream: there such features, beyond 64 bits, give weights that are NaN.
@@ -71,8 +81,15 @@ def permutohedral_build(features: Tensor) -> Lattice:
         (torch.Size([1, 1, 3]), 3)
     """
     op = "permutohedral_build"
-    if not isinstance(features, Tensor):
-        raise TypeError(f"{op}: features must be a Tensor, got {type(features).__name__}")
+    if (features is None) == (image is None):
+        raise TypeError(f"{op}: features or image must be given, and not both")
+    if image is None and (sxy is not None or srgb is not None):
+        raise TypeError(f"{op}: sxy and srgb must be given with image, got features")
+    if image is not None:
+        if sxy is None:
+            raise TypeError(f"{op}: sxy must be given with image, got None")
+        features = image_features(image, sxy=sxy, srgb=srgb)
+    features = as_tensor(op, "features", features)
     if not features.is_floating_point():
         raise TypeError(f"{op}: features must be floating, got {features.dtype}")
     if features.dim() not in (2, 3) or not 1 <= features.shape[-1] <= MAX_DIMS:
@@ -84,17 +101,18 @@ def permutohedral_build(features: Tensor) -> Lattice:
         _load.require_cuda(op)
     if features.dim() == 2:
         features = features[None]
-    _check_memory(op, features)
+    what = f"the lattice of {tuple(features.shape)} features"
+    require_memory(op, what, lattice_bytes(*features.shape), features.device)
     return Lattice(*torch.ops.segkern.permutohedral_build.default(features.detach().float()))
 
 
 def permutohedral_filter(
-    values: Tensor,
+    values: Any,
     lattice: Lattice,
     *,
     features: Tensor | None = None,
     reverse: bool = False,
-) -> Tensor:
+) -> Any:
     """Values filtered with a Gaussian of the lattice's features: about sum_j exp(-|fi - fj|^2/2).
 
     The result is not normalised, and where features are sparse it is less than the exact sum: to
@@ -102,7 +120,8 @@ def permutohedral_filter(
 
     Args:
         values: (N, C, P) or (N, C, H, W) with H * W = P, any number of spatial dimensions; or
-            without N. float64, float32, float16 or bfloat16; summed in float32.
+            without N. float64, float32, float16 or bfloat16; summed in float32. A tensor or an
+            array.
         lattice: from :func:`permutohedral_build`, for N sets of points, or one that all share.
         features: those that `lattice` was built from, to get their gradient: it is exact for the
             lattice filter away from the borders of simplices, where the filter has kinks, and in
@@ -111,10 +130,10 @@ def permutohedral_filter(
             not symmetric, because vertices that no point touches do not exist.
 
     Returns:
-        Tensor of the shape and dtype of `values`.
+        Of the shape, dtype and kind of `values`.
 
     Raises:
-        TypeError, ValueError: values of the wrong form.
+        TypeError, ValueError: an argument of the wrong form.
         RuntimeError: a lattice for other points.
 
     Differentiable in the values and `features`, once. Deterministic, and independent of the
@@ -128,8 +147,8 @@ def permutohedral_filter(
         torch.Size([1, 2, 10])
     """
     op = "permutohedral_filter"
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{op}: values must be a Tensor, got {type(values).__name__}")
+    given = values
+    values = as_tensor(op, "values", given)
     if not isinstance(lattice, Lattice):
         raise TypeError(f"{op}: lattice must be a Lattice, got {type(lattice).__name__}")
     if not values.is_floating_point():
@@ -146,6 +165,10 @@ def permutohedral_filter(
     if values.is_cuda:
         _load.require_cuda(op)
     if features is not None:
+        if not isinstance(features, Tensor):
+            raise TypeError(f"{op}: features must be a Tensor, got {type(features).__name__}")
+        if features.is_cuda and features.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(f"{op}: the gradient to features has a CPU kernel only")
         features = (features[None] if features.dim() == 2 else features).float()
         expected = (*lattice.vertex.shape[:2], lattice.dims)
         if tuple(features.shape) != expected:
@@ -155,27 +178,13 @@ def permutohedral_filter(
     filtered = torch.ops.segkern.permutohedral_filter.default(
         rows.flatten(2).float(), features, list(lattice), bool(reverse)
     )
-    return filtered.to(values.dtype).view(values.shape)
+    return like(op, "values", given, filtered.to(values.dtype).view(values.shape))
 
 
 def lattice_bytes(batch: int, points: int, dims: int) -> int:
     """Bytes of the tensors of a lattice that are always written, and of neighbours at the worst."""
     corners = dims + 1
     return batch * points * corners * (12 + 4 + 8 * corners)
-
-
-def _check_memory(op: str, features: Tensor) -> None:
-    if features.is_cuda or torch.compiler.is_compiling():
-        return
-    needed = lattice_bytes(*features.shape)
-    if needed < 2**30 or not hasattr(os, "sysconf"):
-        return
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > present:
-        raise MemoryError(
-            f"{op}: the lattice of {tuple(features.shape)} features needs up to "
-            f"{needed / 2**30:.1f} GiB, this machine has {present / 2**30:.1f} GiB"
-        )
 
 
 @torch.library.register_fake("segkern::permutohedral_build")
