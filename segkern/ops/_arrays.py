@@ -30,8 +30,9 @@ def as_tensor(op: str, name: str, value: Any) -> Tensor:
         if hasattr(value, "__cuda_array_interface__"):
             _importer(op, name, value)
             return torch.as_tensor(value, device="cuda")
-    except (BufferError, TypeError) as error:
-        raise TypeError(f"{op}: {name} must be of a dtype and device that torch has: {error}")
+    except (BufferError, TypeError, ValueError) as error:
+        message = f"{op}: {name} must be of a dtype and device that torch has: {error}"
+        raise TypeError(message) from error
     raise TypeError(f"{op}: {name} must be a Tensor or an array, got {type(value).__name__}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Union
 
 import torch
@@ -93,8 +94,11 @@ def check_widths(op: str, name: str, value: Widths, count: int) -> list[float] |
         if not value.is_cuda and not torch.compiler.is_compiling() and not bool(good.all()):
             raise ValueError(f"{wanted}{value.tolist()}")
         return torch.where(good, widths, math.nan)
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{wanted}{value!r}")
     try:
-        given = [float(value)] * count if isinstance(value, (int, float)) else list(map(float, value))
+        one = isinstance(value, Real) or getattr(value, "ndim", 1) == 0
+        given = [float(value)] * count if one else [float(v) for v in value]
     except (TypeError, ValueError):
         raise TypeError(f"{wanted}{value!r}") from None
     if len(given) != count or not all(0 < v < math.inf for v in given):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from segkern.ops._memory import require_memory
+from segkern.ops._memory import SMALL, require_memory
 from segkern.ops.permutohedral import (
     Lattice,
     permutohedral_build,
@@ -219,22 +219,34 @@ def _run_fused(
     return q, kl
 
 
+def rows_bytes(
+    shape: tuple[int, int, int], grid_terms: int, device: torch.device, stored: int = 0
+) -> int:
+    """Bytes of energies and marginals of (N, L, P), of which `stored` updates are kept."""
+    batch, labels, points = shape
+    # The CPU works on one item at a time.
+    worked_on = 2 * (batch if device.type == "cuda" else 1)
+    rows = worked_on + batch * (1 + stored + 2 * grid_terms)
+    return rows * points * _row_bytes(labels)
+
+
+def _row_bytes(labels: int) -> int:
+    return 4 * ((labels + _ROW - 1) // _ROW * _ROW)
+
+
 def _check_memory(unary: Tensor, terms: Sequence[Term], stored: int) -> None:
-    """The rows of points and vertices that the updates work on."""
+    """What the updates work on: the rows of points, and of vertices now that they are counted."""
     if torch.compiler.is_compiling():
         return
-    batch, labels, points = unary.shape
-    row = 4 * ((labels + _ROW - 1) // _ROW * _ROW)
-    at_once = batch if unary.is_cuda else 1
-    needed = row * points * (2 * at_once + batch * (1 + stored))
-    for term in terms:
-        if isinstance(term, GridTerm):
-            needed += 2 * row * points * batch
-        elif unary.is_cuda:  # the number of vertices is not known here
-            needed += 2 * row * batch * term.lattice.neighbours.shape[2]
-        elif needed + 3 * row * term.lattice.neighbours.shape[2] > 2**26:
-            vertices = int(term.lattice.count.max()) if term.lattice.count.numel() else 0
-            needed += 3 * row * vertices
+    lattices = [term.lattice for term in terms if isinstance(term, PairwiseTerm)]
+    needed = rows_bytes(unary.shape, len(terms) - len(lattices), unary.device, stored)
+    row = _row_bytes(unary.shape[1])
+    for lattice in lattices:
+        bound = lattice.neighbours.shape[2]
+        if unary.is_cuda:  # looking at the number of vertices would stall the stream
+            needed += 2 * row * unary.shape[0] * bound
+        elif needed + 3 * row * bound > SMALL:
+            needed += 3 * row * max(lattice.count.tolist(), default=0)
     require_memory("dense_crf", f"mean field over {tuple(unary.shape)}", needed, unary.device)
 
 

@@ -24,6 +24,7 @@ from segkern.ops._mean_field import (
     grid_term,
     mean_field,
     pairwise_term,
+    rows_bytes,
 )
 from segkern.ops._memory import require_memory
 from segkern.ops.permutohedral import lattice_bytes
@@ -89,7 +90,8 @@ def dense_crf(
 
     Returns:
         Marginals of the shape and dtype of `unary`, of the kind (tensor or array) of `unary`; with
-        `return_kl` a pair. A NaN among an item's energies makes marginals of that item NaN.
+        `return_kl` a pair. An infinite energy makes a label impossible. A NaN or minus infinity
+        among an item's energies, or only infinite ones at a pixel, make marginals of that item NaN.
 
     Raises:
         TypeError, ValueError: an argument of the wrong form.
@@ -141,7 +143,7 @@ def dense_crf(
         start = start.reshape(energies.shape).flatten(2).float()
     wanted = _wanted_terms(op, gaussian, bilateral, extra_terms, energies, image)
     costs = [_cost(op, w.options, compatibility, labels, energies.device) for w in wanted]
-    _check_memory(op, wanted, energies.device)
+    _check_memory(op, wanted, energies)
     q, kl = mean_field(
         energies.flatten(2).float(),
         [w.build(cost, normalization) for w, cost in zip(wanted, costs)],
@@ -231,14 +233,19 @@ def _wanted_terms(
     return wanted
 
 
-def _check_memory(op: str, wanted: Sequence[_Wanted], device: torch.device) -> None:
-    """All lattices together, and the features of the largest."""
-    shapes = [w.shape for w in wanted if w.shape is not None]
-    if torch.compiler.is_compiling() or not shapes:
+def _check_memory(op: str, wanted: Sequence[_Wanted], energies: Tensor) -> None:
+    """The rows of energies and marginals, all lattices, and the features of the largest."""
+    if torch.compiler.is_compiling():
         return
-    needed = sum(lattice_bytes(*shape) for shape in shapes)
-    needed += max(4 * math.prod(shape) for shape in shapes)
-    require_memory(op, f"the lattices of {', '.join(map(str, shapes))} features", needed, device)
+    batch, labels, points = (*energies.shape[:2], energies.shape[2:].numel())
+    shapes = [w.shape for w in wanted if w.shape is not None]
+    needed = rows_bytes((batch, labels, points), len(wanted) - len(shapes), energies.device)
+    needed += sum(lattice_bytes(*shape) for shape in shapes)
+    needed += max([4 * math.prod(shape) for shape in shapes] or [0])
+    what = f"{tuple(energies.shape)} energies"
+    if shapes:
+        what += f" with lattices of {', '.join(map(str, shapes))} features"
+    require_memory(op, what, needed, energies.device)
 
 
 def _options(
