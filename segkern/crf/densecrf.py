@@ -93,6 +93,8 @@ class DenseCRF:
         array = _floats(op, "features", features, 2)
         if array.shape[1] != self._nvar:
             raise ValueError(f"{op}: features must be (d, {self._nvar}), got {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{op}: features must be finite, got NaN or infinity")
         points = torch.from_numpy(array.copy())[None].transpose(1, 2)
         self._add(op, points, compat, kernel, normalization)
 
@@ -110,7 +112,9 @@ class DenseCRF:
         return q, np.zeros_like(q), np.zeros_like(q)
 
     def stepInference(self, Q: np.ndarray, tmp1: np.ndarray, tmp2: np.ndarray) -> None:
-        """One update of Q in place; the other two arrays are not used."""
+        """One update of Q in place; the other two arrays are not used, but must fit."""
+        for name, array in (("tmp1", tmp1), ("tmp2", tmp2)):
+            self._marginals("stepInference", name, array)
         Q[...] = self._run("stepInference", Q, 1)[0]
 
     def klDivergence(self, Q: np.ndarray) -> float:
@@ -129,12 +133,15 @@ class DenseCRF:
             raise ValueError(f"{op}: kernel must be CONST, DIAG or FULL_KERNEL, got {kernel!r}")
         if normalization not in range(len(_MODES)):
             raise ValueError(f"{op}: normalization must be 0, 1, 2 or 3, got {normalization!r}")
-        cost = torch.as_tensor(np.asarray(compat, dtype=np.float32)).clone()
-        if cost.dim() > 2 or any(length != self._nlabels for length in cost.shape):
+        given = np.asarray(compat)
+        if given.ndim > 2 or any(length != self._nlabels for length in given.shape):
             raise ValueError(
                 f"{op}: compat must be a number, ({self._nlabels},) or "
-                f"({self._nlabels}, {self._nlabels}), got shape {tuple(cost.shape)}"
+                f"({self._nlabels}, {self._nlabels}), got shape {given.shape}"
             )
+        if given.dtype.kind not in "fiu" or not np.isfinite(given).all():
+            raise ValueError(f"{op}: compat must be finite numbers, got {compat!r}")
+        cost = torch.from_numpy(given.astype(np.float32))
         if cost.dim() == 2:
             cost = (cost + cost.T) / 2
         elif cost.dim() == 0:
@@ -144,6 +151,13 @@ class DenseCRF:
         )
         self._terms.append(term)
 
+    def _marginals(self, op: str, name: str, value: np.ndarray) -> np.ndarray:
+        wanted = (self._nlabels, self._nvar)
+        array = _floats(op, name, value, 2)
+        if array.shape != wanted:
+            raise ValueError(f"{op}: {name} must be {wanted}, got {array.shape}")
+        return array
+
     def _run(
         self, op: str, start: np.ndarray | None, n: int, return_kl: bool = False
     ) -> tuple[np.ndarray, float]:
@@ -151,10 +165,7 @@ class DenseCRF:
             raise ValueError(f"{op}: setUnaryEnergy must be called first")
         q0 = None
         if start is not None:
-            wanted = (self._nlabels, self._nvar)
-            array = _floats(op, "Q", start, 2)
-            if array.shape != wanted:
-                raise ValueError(f"{op}: Q must be {wanted}, got {array.shape}")
+            array = self._marginals(op, "Q", start)
             q0 = torch.from_numpy(array.copy())[None].to(self._device)
         q, kl = mean_field(self._unary, self._terms, n, q0=q0, return_kl=return_kl)
         return q[0].cpu().numpy(), float(kl[0]) if return_kl else 0.0
@@ -223,7 +234,9 @@ class DenseCRF2D(DenseCRF):
 
 
 def _widths(op: str, name: str, value: Number | Sequence[Number], count: int) -> list[float]:
-    values = [float(v) for v in np.atleast_1d(value)] * (count if np.ndim(value) == 0 else 1)
+    given = np.atleast_1d(value)
+    numbers = given.dtype.kind in "fiu" and given.ndim == 1
+    values = [float(v) for v in given] * (count if np.ndim(value) == 0 else 1) if numbers else []
     if len(values) != count or not all(0 < v < float("inf") for v in values):
         raise ValueError(f"{op}: {name} must be positive, one number or {count}, got {value!r}")
     return values

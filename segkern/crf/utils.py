@@ -26,6 +26,8 @@ def unary_from_labels(
     if not 0 < gt_prob < 1:
         raise ValueError(f"unary_from_labels: gt_prob must be between 0 and 1, got {gt_prob!r}")
     flat = np.asarray(labels).ravel()
+    if flat.dtype.kind not in "iub":
+        raise ValueError(f"unary_from_labels: labels must be integers, got {flat.dtype}")
     rows = flat.astype(np.int64) - 1 if zero_unsure else flat.astype(np.int64)
     if flat.size and (rows.min() < (-1 if zero_unsure else 0) or rows.max() >= n_labels):
         raise ValueError(
@@ -49,6 +51,8 @@ def unary_from_softmax(
     scale * sm + (1 - scale) / L.
     """
     probabilities = np.asarray(sm)
+    if probabilities.ndim < 2:
+        raise ValueError(f"unary_from_softmax: sm must be (L, ...), got {probabilities.shape}")
     count = probabilities.shape[0]
     if scale is not None:
         if not 0 < scale <= 1:
@@ -65,6 +69,7 @@ def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> np
         raise ValueError(
             f"create_pairwise_gaussian: sdims must have {len(shape)} numbers, got {len(sdims)}"
         )
+    _check_widths("create_pairwise_gaussian", "sdims", sdims)
     grid = np.mgrid[tuple(slice(0, length) for length in shape)].astype(np.float32)
     for axis, width in enumerate(sdims):
         grid[axis] /= width
@@ -92,7 +97,13 @@ def create_pairwise_bilateral(
         raise ValueError(
             f"create_pairwise_bilateral: schan must be a number or {len(planes)}, got {schan!r}"
         )
+    _check_widths("create_pairwise_bilateral", "schan", widths)
     positions = create_pairwise_gaussian(sdims, planes.shape[1:])
     colours = planes.astype(np.float32).reshape(len(planes), -1)
     colours = colours / np.asarray(widths, np.float32)[:, None]
     return np.concatenate([positions, colours])
+
+
+def _check_widths(op: str, name: str, widths: Sequence[float]) -> None:
+    if not all(0 < width < float("inf") for width in widths):
+        raise ValueError(f"{op}: {name} must be positive and finite, got {tuple(widths)}")

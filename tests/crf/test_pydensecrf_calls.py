@@ -135,13 +135,55 @@ def test_logistic_unary():
         (lambda c: c.addPairwiseBilateral(3, 3, rgb()[:4], 3), "rgbim must be"),
         (lambda c: c.addPairwiseBilateral(3, 3, rgb().astype(float), 3), "rgbim must be"),
         (lambda c: c.addPairwiseBilateral(3, 0, rgb(), 3), "srgb must be positive"),
+        (lambda c: c.addPairwiseGaussian(None, 3), "sxy must be positive"),
+        (lambda c: c.addPairwiseGaussian("3", 3), "sxy must be positive"),
+        (lambda c: c.addPairwiseGaussian(3, "x"), "compat must be finite numbers"),
+        (lambda c: c.addPairwiseGaussian(3, None), "compat must be finite numbers"),
+        (lambda c: c.addPairwiseGaussian(3, np.nan), "compat must be finite numbers"),
+        (lambda c: c.addPairwiseGaussian(3, np.full(3, np.inf)), "compat must be finite numbers"),
+        (lambda c: c.addPairwiseGaussian(3, 3, kernel=None), "kernel must be"),
+        (lambda c: c.addPairwiseGaussian(3, 3, normalization="after"), "normalization must be"),
+        (lambda c: c.addPairwiseEnergy(np.full((2, 35), np.nan, np.float32), 3), "must be finite"),
+        (lambda c: c.setUnaryEnergy(np.zeros((3, 2), np.float32)), "u must be"),
+        (lambda c: c.setUnaryEnergy(np.zeros((3, 2), np.float32), np.zeros((3, 35), np.float32)),
+         "f must be"),
+        (lambda c: c.stepInference(*[np.zeros((3, 35))] * 3), "tmp1 must be a float32"),
+        (lambda c: c.stepInference(c.inference(0), *[np.zeros((3, 34), np.float32)] * 2),
+         "tmp1 must be"),
         (lambda c: c.inference(-1), "n must be"),
+        (lambda c: c.inference(2.5), "n must be"),
         (lambda c: c.klDivergence(np.zeros((2, 35), np.float32)), "Q must be"),
     ],
 )
 def test_wrong_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call(small())
+
+
+@pytest.mark.parametrize("arguments", [(0, 3), (4, 0), (2.5, 3), (True, 3), (-1, 2)])
+def test_wrong_sizes(arguments):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        dcrf.DenseCRF(*arguments)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        dcrf.DenseCRF2D(*arguments, 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: utils.unary_from_labels(np.array([0.5]), 2, 0.7), "labels must be integers"),
+        (lambda: utils.unary_from_labels(np.array([-1]), 2, 0.7), "labels must be in"),
+        (lambda: utils.unary_from_softmax(np.ones(3)), "sm must be"),
+        (lambda: utils.unary_from_softmax(np.ones((2, 3)), scale=0.0), "scale must be"),
+        (lambda: utils.create_pairwise_gaussian((3, 0), (4, 5)), "sdims must be positive"),
+        (lambda: utils.create_pairwise_gaussian((3, 3, 3), (4, 5)), "sdims must have"),
+        (lambda: utils.create_pairwise_bilateral((3, 3), (5, -5, 5), rgb(), 2), "schan must be"),
+        (lambda: utils.create_pairwise_bilateral((3, 3), (5, 5), rgb(), 2), "schan must be"),
+    ],
+)
+def test_wrong_arguments_of_helpers(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_missing_unary():

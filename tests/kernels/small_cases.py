@@ -45,11 +45,23 @@ def run_pooling() -> int:
     return runs
 
 
+def run_separable_gaussian() -> int:
+    """All numbers of axes, with the gradients to values and widths."""
+    shapes = ((2, 3, 7), (1, 2, 9, 65), (1, 1, 300, 3), (1, 2, 4, 5, 6))
+    for shape in shapes:
+        values = torch.rand(shape, device="cuda", requires_grad=True)
+        width = torch.tensor(3.0, device="cuda", requires_grad=True)
+        ops.separable_gaussian(values, width).square().sum().backward()
+    torch.cuda.synchronize()
+    return len(shapes)
+
+
 def main() -> int:
     if not torch.cuda.is_available():
         print("nothing run:", "; ".join(env()["reasons"]))
         return 1
     print(f"{run_pooling()} pooling cases ran")
+    print(f"{run_separable_gaussian()} separable Gaussians ran")
     return 0
 
 

@@ -188,6 +188,70 @@ def test_opcheck():
         )
 
 
+def test_opcheck_with_features():
+    features = points(24, 2)[None].requires_grad_()
+    lattice = list(ops.permutohedral_build(features))
+    values = torch.rand(2, 3, 24, requires_grad=True)
+    torch.library.opcheck(
+        LATTICE_OPS.permutohedral_filter.default, (values, features, lattice, True)
+    )
+    given = [t.detach() for t in (torch.rand(2, 3, 24), values, features)]
+    torch.library.opcheck(
+        LATTICE_OPS._permutohedral_feature_grad.default, (*given, lattice, False)
+    )
+
+
+def test_compiles_in_one_graph():
+    features, values = points(60, 3)[None], torch.rand(2, 4, 60)
+
+    def run(features, values):
+        lattice = ops.permutohedral_build(features)
+        return ops.permutohedral_filter(values, lattice, features=features).tanh()
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
+    results = []
+    for function in (run, compiled):
+        own = [t.clone().requires_grad_() for t in (features, values)]
+        out = function(*own)
+        out.sum().backward()
+        results.append([out.detach(), *(t.grad for t in own)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    other_size = points(41, 3)[None], torch.rand(1, 2, 41)
+    torch.testing.assert_close(compiled(*other_size), run(*other_size))
+
+    def of_image(image):
+        return ops.permutohedral_build(image=image, sxy=3.0, srgb=10.0).weight
+
+    image = torch.randint(0, 256, (1, 3, 5, 6), dtype=torch.uint8)
+    compiled = torch.compile(of_image, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(image), of_image(image))
+
+
+def test_autocast_changes_nothing():
+    features, values = points(60, 3)[None], torch.rand(2, 4, 60)
+    lattice = ops.permutohedral_build(features)
+    wanted = ops.permutohedral_filter(values, lattice)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ops.permutohedral_build(features).weight, lattice.weight)
+        filtered = ops.permutohedral_filter(values, lattice)
+        half = ops.permutohedral_filter(values.bfloat16(), lattice)
+    assert torch.equal(filtered, wanted)
+    assert half.dtype == torch.bfloat16
+
+
+def test_same_bits_over_twenty_runs():
+    features, values = points(500, 5)[None], torch.rand(1, 3, 500)
+    first = None
+    for _ in range(20):
+        lattice = ops.permutohedral_build(features)
+        filtered = ops.permutohedral_filter(values, lattice)
+        count = int(lattice.count)
+        run = [*lattice[:3], lattice.neighbours[:, :, :count], lattice.count, filtered]
+        first = first or run
+        assert all(torch.equal(one, other) for one, other in zip(first, run, strict=True))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -203,6 +267,12 @@ def test_opcheck():
          "fewer lattice cells"),
         (lambda: ops.permutohedral_build(1e6 * torch.rand(9, 8)), RuntimeError,
          "fewer lattice cells"),
+        (lambda: ops.permutohedral_filter(torch.rand(1, 2, 4), a_lattice(), features=3), TypeError,
+         "features must be a Tensor"),
+        (lambda: ops.permutohedral_filter(torch.rand(1, 2, 4), a_lattice(),
+                                          features=torch.rand(4, 3)), ValueError,
+         "features must be"),
+        (lambda: ops.permutohedral_filter("x", a_lattice()), TypeError, "values must be a Tensor"),
         (lambda: ops.permutohedral_filter(torch.rand(1, 2, 3), None), TypeError, "lattice must be"),
         (lambda: ops.permutohedral_filter(torch.rand(1, 2, 5), a_lattice()), ValueError,
          "values must be"),
