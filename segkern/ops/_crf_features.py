@@ -87,7 +87,9 @@ def check_widths(op: str, name: str, value: Widths, count: int) -> list[float] |
     """
     wanted = f"{op}: {name} must be positive and finite, one number or {count}, got "
     if isinstance(value, Tensor):
-        if value.is_complex() or tuple(value.shape) not in ((), (1,), (count,)):
+        # Compared one by one: torch.compile takes no symbolic size for a member of a tuple.
+        length = value.shape[0] if value.dim() == 1 else 1
+        if value.is_complex() or value.dim() > 1 or (length != 1 and length != count):
             raise ValueError(f"{wanted}{value.dtype} {tuple(value.shape)}")
         widths = value.float().expand(count)
         good = (widths > 0) & (widths < math.inf)

@@ -7,6 +7,7 @@ their own operators between its updates, one at a time, with their energies adde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Union
@@ -95,7 +96,7 @@ def grid_term(
     """The exact Gaussian over a grid, and the factors of a normalisation mode."""
     check_normalization(normalization)
     size = tuple(size)
-    one = widths.new_ones(1, torch.Size(size).numel())
+    one = widths.new_ones(1, math.prod(size))
     mass = None if normalization == "none" else _filter_grid(one[:, None], size, widths)[:, 0]
     return GridTerm(size, widths, *_factors(one, mass, normalization), cost)
 

@@ -140,7 +140,6 @@ def dense_crf(
             raise ValueError(
                 f"{op}: q0 must be {tuple(given.shape)} like unary, got {tuple(start.shape)}"
             )
-        start = start.reshape(energies.shape).flatten(2).float()
     wanted = _wanted_terms(op, gaussian, bilateral, extra_terms, energies, image)
     costs = [_cost(op, w.options, compatibility, labels, energies.device) for w in wanted]
     _check_memory(op, wanted, energies)
@@ -148,7 +147,7 @@ def dense_crf(
         energies.flatten(2).float(),
         [w.build(cost, normalization) for w, cost in zip(wanted, costs)],
         int(iterations),
-        q0=start,
+        q0=None if start is None else start.reshape(energies.shape).flatten(2).float(),
         memory=memory,
         return_kl=return_kl,
     )
@@ -165,7 +164,7 @@ def _pixels(
     if (
         pixels.dim() != len(size) + 2
         or list(pixels.shape[2:]) != list(size)
-        or pixels.shape[0] not in (1, batch)
+        or (pixels.shape[0] != 1 and pixels.shape[0] != batch)
     ):
         raise ValueError(
             f"{op}: image must be {(batch, 'C', *size)} like unary, got {tuple(tensor.shape)}"
@@ -200,7 +199,7 @@ def _wanted_terms(
     image: Tensor | None,
 ) -> list[_Wanted]:
     size, device = tuple(energies.shape[2:]), energies.device
-    points, axes = energies.shape[2:].numel(), len(size)
+    points, axes = math.prod(energies.shape[2:]), len(size)
     wanted = []
     if gaussian is not None:
         sxy = _options(op, "gaussian", gaussian, {"sxy"}, {"exact"})["sxy"]
@@ -223,10 +222,11 @@ def _wanted_terms(
         name = f"extra_terms[{number}]"
         _options(op, name, extra, {"features"})
         features = as_tensor(op, f"{name} features", extra["features"]).to(device)
+        batch = energies.shape[0]
         shape = tuple(features.shape if features.dim() == 3 else features[None].shape)
-        if len(shape) != 3 or shape[0] not in (1, len(energies)) or shape[1] != points:
+        if len(shape) != 3 or (shape[0] != 1 and shape[0] != batch) or shape[1] != points:
             raise ValueError(
-                f"{op}: {name} features must be ({len(energies)}, {points}, d) or ({points}, d), "
+                f"{op}: {name} features must be ({batch}, {points}, d) or ({points}, d), "
                 f"got {tuple(features.shape)}"
             )
         wanted.append(_Wanted(extra, shape, partial(features.view, shape)))
@@ -237,7 +237,7 @@ def _check_memory(op: str, wanted: Sequence[_Wanted], energies: Tensor) -> None:
     """The rows of energies and marginals, all lattices, and the features of the largest."""
     if torch.compiler.is_compiling():
         return
-    batch, labels, points = (*energies.shape[:2], energies.shape[2:].numel())
+    batch, labels, points = (*energies.shape[:2], math.prod(energies.shape[2:]))
     shapes = [w.shape for w in wanted if w.shape is not None]
     needed = rows_bytes((batch, labels, points), len(wanted) - len(shapes), energies.device)
     needed += sum(lattice_bytes(*shape) for shape in shapes)
@@ -282,7 +282,7 @@ def _cost(
             raise ValueError(f"{op}: compatibility must be 'potts' or costs, got {own!r}")
         return -weight
     matrix = _floats(op, "compatibility", own, device)
-    if tuple(matrix.shape) not in ((labels,), (labels, labels)):
+    if matrix.dim() not in (1, 2) or any(length != labels for length in matrix.shape):
         raise ValueError(
             f"{op}: compatibility must be ({labels},) or ({labels}, {labels}), "
             f"got {tuple(matrix.shape)}"
@@ -295,9 +295,9 @@ def _floats(op: str, name: str, value: Any, device: torch.device) -> Tensor:
     if isinstance(value, (str, bytes)) or value is None:
         raise TypeError(f"{op}: {name} must be a number, a tensor or an array, got {value!r}")
     if isinstance(value, Real):
-        if not math.isfinite(value):
+        if not -math.inf < value < math.inf:
             raise ValueError(f"{op}: {name} must be finite, got {value!r}")
-        return torch.tensor(float(value), device=device)
+        return torch.tensor(value, dtype=torch.float32, device=device)
     if isinstance(value, (list, tuple)):
         return torch.tensor(value, device=device, dtype=torch.float32)
     return as_tensor(op, name, value).to(device).float()

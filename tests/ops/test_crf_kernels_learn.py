@@ -283,14 +283,12 @@ def test_autocast_computes_in_float32():
     assert torch.equal(grad, wanted_grad)
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_compiles_in_one_graph(exact):
+def test_gradients_of_a_compiled_graph():
     unary, image = inputs()
 
     def run(unary, image, sxy, weight):
-        return ops.dense_crf(
-            unary, image, gaussian={"sxy": sxy, "weight": weight, "exact": exact}, iterations=2
-        )
+        gaussian = {"sxy": sxy, "weight": weight}
+        return ops.dense_crf(unary, image, gaussian=gaussian, iterations=2)
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     grads = []
@@ -301,6 +299,82 @@ def test_compiles_in_one_graph(exact):
         grads.append([q.detach(), *(t.grad for t in own)])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
+
+
+class Refine(torch.nn.Module):
+    """A network's last stage that learns the widths of both terms."""
+
+    def __init__(self, exact: bool) -> None:
+        super().__init__()
+        self.exact = exact
+        self.sxy = torch.nn.Parameter(torch.tensor(2.13))
+        self.srgb = torch.nn.Parameter(torch.full((3,), 30.0))
+        self.costs = torch.nn.Parameter(1 - torch.eye(LABELS))
+
+    def forward(self, unary, image):
+        return ops.dense_crf(
+            unary,
+            image,
+            gaussian={"sxy": self.sxy, "weight": 3.0, "exact": self.exact},
+            bilateral={"sxy": 9.0, "srgb": self.srgb, "weight": 2.0},
+            compatibility=self.costs,
+            iterations=2,
+        )
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_exports_with_dynamic_sizes(exact):
+    refine = Refine(exact).eval()
+    names = {0: torch.export.Dim("n", min=2), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    exported = torch.export.export(refine, inputs(batch=2), dynamic_shapes=(names, names)).module()
+    unary, image = torch.rand(3, LABELS, 5, 12), 255 * torch.rand(3, 3, 5, 12)
+    assert torch.equal(exported(unary, image), refine(unary, image))
+
+
+def test_one_compiled_graph_for_all_sizes():
+    refine = Refine(exact=True)
+    compiled = torch.compile(refine, fullgraph=True, backend="aot_eager", dynamic=True)
+    for size in ((7, 9), (5, 12)):
+        unary, image = torch.rand(2, LABELS, *size), 255 * torch.rand(2, 3, *size)
+        torch.testing.assert_close(compiled(unary, image), refine(unary, image))
+
+
+def test_many_terms_with_costs_of_each_form():
+    unary, image = inputs()
+    generator = torch.Generator().manual_seed(9)
+    vector, matrix = torch.rand(LABELS, generator=generator), torch.rand(3, 3, generator=generator)
+    per_label, rows = torch.tensor([0.5, 1.0, 1.5]), torch.randn(63, 4, generator=generator)
+    q = ops.dense_crf(
+        unary,
+        image,
+        gaussian={"sxy": 2.13, "weight": 0.7},
+        bilateral={"sxy": 9.1, "srgb": 37.0, "weight": 0.5, "compatibility": "potts"},
+        extra_terms=[
+            {"features": rows, "weight": per_label, "compatibility": matrix},
+            {"features": 2 * rows, "weight": per_label, "compatibility": "potts"},
+            {"features": rows[:, :1], "weight": 2.0},
+        ],
+        compatibility=vector,
+        iterations=4,
+    )
+    item = image[0]
+    kernels = [
+        lattices.build(features.double())
+        for features in (
+            reference.image_features(item, 2.13),
+            reference.image_features(item, 9.1, 37.0),
+            *(rows, 2 * rows, rows[:, :1]),
+        )
+    ]
+    costs = [
+        0.7 * vector.double(),
+        torch.tensor(-0.5).double(),
+        matrix.double() * per_label.double(),  # by the label that sends
+        -per_label.double(),
+        2 * vector.double(),
+    ]
+    wanted = exact_crf(unary, lambda _: kernels, costs, iterations=4)
+    torch.testing.assert_close(q.double(), wanted, atol=3e-6, rtol=0)
 
 
 def test_second_derivatives_are_refused():
