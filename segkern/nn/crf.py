@@ -15,8 +15,8 @@ class BilateralFilter(torch.nn.Module):
     """Averages values over pixels that are near and of similar colour.
 
     Args:
-        sxy: width in pixels, a number or (sx, sy).
-        srgb: width in colour, in the units of the guide: a number or one per channel.
+        sxy: width in pixels, a number or (sx, sy), or a tensor (a parameter is learned).
+        srgb: width in colour, in the units of the guide: a number or one per channel, or a tensor.
         normalize: divide by the filtered ones, which makes it an average; otherwise raw sums.
 
     Shape:
@@ -24,7 +24,8 @@ class BilateralFilter(torch.nn.Module):
         - guide: (N, G, H, W) or (1, G, H, W), uint8 or floating.
         - Output: that of values.
 
-    Differentiable in the values. Deterministic on the CPU.
+    Differentiable in the values, and on the CPU in widths and guides that want a gradient.
+    Deterministic on the CPU.
 
     Example:
         >>> import torch
@@ -52,11 +53,13 @@ class BilateralFilter(torch.nn.Module):
             )
         features = bilateral_features("BilateralFilter", guide, self.sxy, self.srgb)
         lattice = ops.permutohedral_build(features)
-        filtered = ops.permutohedral_filter(values, lattice)
+        learned = features if features.requires_grad else None  # through the widths or the guide
+        filtered = ops.permutohedral_filter(values, lattice, features=learned)
         if not self.normalize:
             return filtered
         ones = torch.ones(features.shape[0], 1, features.shape[1], device=values.device)
-        mass = ops.permutohedral_filter(ones, lattice).view(-1, 1, *values.shape[2:])
+        mass = ops.permutohedral_filter(ones, lattice, features=learned)
+        mass = mass.view(-1, 1, *values.shape[2:])
         return (filtered / (mass + 1e-20)).to(values.dtype)
 
     def extra_repr(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,14 @@ def as_tensor(op: str, name: str, value: Any) -> Tensor:
         message = f"{op}: {name} must be of a dtype and device that torch has: {error}"
         raise TypeError(message) from error
     raise TypeError(f"{op}: {name} must be a Tensor or an array, got {type(value).__name__}")
+
+
+def constants(values: Sequence[float], device: torch.device | None) -> Tensor:
+    """A float32 tensor of a few numbers; filled on the device, as a copy would wait for it."""
+    if device is None or device.type == "cpu":
+        return torch.tensor(values, dtype=torch.float32)
+    numbers = [torch.full((1,), value, dtype=torch.float32, device=device) for value in values]
+    return torch.cat(numbers)
 
 
 def like(op: str, name: str, original: Any, result: Tensor) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
-from segkern.ops._arrays import as_tensor
+from segkern.ops._arrays import as_tensor, constants
 
 Widths = Union[float, Sequence[float], Tensor]
 
@@ -73,8 +73,8 @@ def bilateral_features(op: str, image: Tensor, sxy: Widths, srgb: Widths) -> Ten
     positions = torch.stack(_position_planes(op, size, sxy, image.device))
     divisors = check_widths(op, "srgb", srgb, channels)
     if not isinstance(divisors, Tensor):
-        divisors = torch.tensor(divisors)
-    divisors = divisors.to(image.device, torch.float32).view(-1, *[1] * len(size))
+        divisors = constants(divisors, image.device)
+    divisors = divisors.to(image.device).view(-1, *[1] * len(size))
     values = image.float() if image.is_floating_point() else image
     planes = [positions.expand(batch, *positions.shape), values / divisors]
     return torch.cat(planes, 1).flatten(2).transpose(1, 2)

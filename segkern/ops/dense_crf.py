@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from segkern import _load
-from segkern.ops._arrays import as_tensor, like
+from segkern.ops._arrays import as_tensor, constants, like
 from segkern.ops._crf_features import bilateral_features, position_features
 from segkern.ops._mean_field import (
     NORMALIZATIONS,
@@ -297,7 +297,7 @@ def _floats(op: str, name: str, value: Any, device: torch.device) -> Tensor:
     if isinstance(value, Real):
         if not -math.inf < value < math.inf:
             raise ValueError(f"{op}: {name} must be finite, got {value!r}")
-        return torch.tensor(value, dtype=torch.float32, device=device)
+        return constants([value], device)[0]
     if isinstance(value, (list, tuple)):
-        return torch.tensor(value, device=device, dtype=torch.float32)
+        value = torch.tensor(value, dtype=torch.float32)
     return as_tensor(op, name, value).to(device).float()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segkern import _load
-from segkern.ops._arrays import as_tensor, like
+from segkern.ops._arrays import as_tensor, constants, like
 from segkern.ops._crf_features import Widths, check_widths
 
 
@@ -65,7 +65,7 @@ def separable_gaussian(values: Any, sxy: Widths) -> Any:
 def grid_widths(op: str, sxy: Widths, axes: int, device: torch.device) -> Tensor:
     """(axes,) float32 widths on `device`."""
     widths = check_widths(op, "sxy", sxy, axes)
-    return widths.to(device) if isinstance(widths, Tensor) else torch.tensor(widths, device=device)
+    return widths.to(device) if isinstance(widths, Tensor) else constants(widths, device)
 
 
 @torch.library.register_fake("segkern::separable_gaussian")

@@ -143,15 +143,16 @@ def test_terms_apart_and_fused_agree():
         fused, fused_kl = ops.dense_crf(
             unary, image, gaussian={"sxy": 2.13, "weight": 1.0}, bilateral=bilateral, **settings
         )
+        gaussian = {"sxy": width, "weight": 1.0}
         apart, apart_kl = ops.dense_crf(
-            unary, image, gaussian={"sxy": width, "weight": 1.0}, bilateral=bilateral, **settings
+            unary, image, gaussian=gaussian, bilateral=bilateral, **settings
         )
         assert apart.requires_grad
         torch.testing.assert_close(apart.detach(), fused, atol=2e-6, rtol=0)
         torch.testing.assert_close(apart_kl, fused_kl, atol=0, rtol=2e-6)
         with torch.no_grad():
             again, _ = ops.dense_crf(
-                unary, image, gaussian={"sxy": width, "weight": 1.0}, bilateral=bilateral, **settings
+                unary, image, gaussian=gaussian, bilateral=bilateral, **settings
             )
         assert torch.equal(again, fused)
 

@@ -310,3 +310,17 @@ def test_layers():
     smooth = nn.BilateralFilter(sxy=4.0, srgb=30.0)
     ones = smooth(torch.ones(1, 2, 9, 11), image)
     torch.testing.assert_close(ones, torch.ones_like(ones), atol=1e-5, rtol=0)
+
+
+def test_bilateral_filter_learns_its_widths():
+    _, image = inputs(batch=1)
+    values = torch.rand(1, 2, 9, 11)
+    widths = torch.tensor(3.1, requires_grad=True), torch.full((3,), 47.0, requires_grad=True)
+    smooth = nn.BilateralFilter(*widths)
+    smooth(values, image).square().sum().backward()
+    exact = [w.detach().double().requires_grad_() for w in widths]
+    features = reference.image_features(image[0].double(), exact[0], list(exact[1]))
+    rows = reference.message(values[0].flatten(1).T.double(), lattices.build(features), "after")
+    rows.square().sum().backward()
+    for one, other in zip(widths, exact, strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=2e-4, atol=1e-6)

@@ -1,5 +1,5 @@
-// Python module simt_separable: the separable Gaussian's pass, through the same choice of kernel and
-// grid as on the device.
+// Python module simt_separable: the separable Gaussian's pass, through the same choice of kernel
+// and grid as on the device.
 #include <cstdint>
 
 #include "separable_gaussian/separable.cuh"
