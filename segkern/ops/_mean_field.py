@@ -182,11 +182,12 @@ def _add_messages(unary: Tensor, q: Tensor, terms: Sequence[Term]) -> Tensor:
     """The energies with those of the terms' messages at q."""
     energies = unary
     for term in terms:
-        message = term.after[:, None] * term.filter(term.before[:, None] * q)
+        filtered = term.filter(term.before[:, None] * q)
         if term.cost.dim() == 2:
-            energies = energies + term.cost @ message
+            energies = energies + term.cost @ (term.after[:, None] * filtered)
         else:
-            energies = energies + term.cost.view(-1, 1) * message
+            factor = term.cost.view(-1, 1) * term.after[:, None]
+            energies = torch.addcmul(energies, factor, filtered)
     return energies
 
 
