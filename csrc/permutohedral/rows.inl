@@ -108,15 +108,13 @@ SEGKERN_INLINE float point_factor(const CornerRows& at, int64_t i) {
 
 // Points work on rows all over a table, behind seven streams of indices, weights and values: more
 // than the hardware prefetchers follow. Rows are fetched so many points ahead, streams further.
-constexpr int64_t kRowsAhead = 64, kStreamAhead = 256;
+constexpr int64_t kRowsAhead = 32, kStreamAhead = 256;
 
 template <typename C>
 SEGKERN_INLINE void fetch_row(const float* row) {
-  constexpr int kFloats = 16 * C::kFull + 8 * C::kHasHalf;
-  for (int k = 0; k < kFloats; k += 16) {
-    __builtin_prefetch(row + k);
+  for (int k = 0; k < C::kFull + C::kHasHalf; ++k) {
+    __builtin_prefetch(row + 16 * k);
   }
-  __builtin_prefetch(row + kFloats - 1);
 }
 
 template <typename C>
