@@ -8,6 +8,13 @@
 #include "permutohedral.h"
 
 namespace segkern {
+namespace {
+
+// Tables of vertices up to so many bytes are blurred axis by axis; larger ones in shares.
+constexpr int64_t kCachedBytes = int64_t{4} << 20;
+constexpr int64_t kShareBytes = int64_t{512} << 10;
+
+}  // namespace
 
 LatticeFilter::LatticeFilter(const LatticeView& lattice, int64_t channels)
     : lattice_(lattice),
@@ -20,43 +27,53 @@ LatticeFilter::LatticeFilter(const LatticeView& lattice, int64_t channels)
   std::fill_n(other_.get() + lattice.count * stride_, stride_, 0.0f);
 }
 
-CornerRows LatticeFilter::corners(const int32_t* rows, int64_t begin, const float* scale,
-                                  float gain) const {
+CornerRows LatticeFilter::corners(const int32_t* rows, int64_t begin, int64_t end,
+                                  const float* scale, float gain) const {
   const int64_t first = begin * lattice_.corners();
-  return {rows + first, lattice_.weight + first, lattice_.corners(),
-          scale ? scale + begin : nullptr, gain};
+  return {rows + first, lattice_.weight + first,         lattice_.corners(),
+          scale ? scale + begin : nullptr, gain, lattice_.points - end};
 }
 
 void LatticeFilter::splat(int64_t begin, int64_t end, const float* scale, float gain,
                           const float* rows) {
-  lattice_rows().splat(corners(lattice_.slot, begin, scale, gain), rows, slots_.get(), stride_,
+  lattice_rows().splat(corners(lattice_.slot, begin, end, scale, gain), rows, slots_.get(), stride_,
                        end - begin);
 }
 
 void LatticeFilter::blur(bool reverse) {
   const LatticeRows& rows = lattice_rows();
-  const int64_t grain = std::max<int64_t>(1, 65536 / stride_);
-  torch::stable::parallel_for(0, lattice_.count, grain, [&](int64_t begin, int64_t end) {
-    rows.merge(slots_.get(), lattice_.offsets, sums_.get(), stride_, begin, end);
-  });
-  for (int i = 0; i < lattice_.corners(); ++i) {
-    const int axis = reverse ? lattice_.dims - i : i;
-    const int32_t* neighbours = lattice_.neighbours + axis * lattice_.bound * 2;
-    torch::stable::parallel_for(0, lattice_.count, grain, [&](int64_t begin, int64_t end) {
-      rows.blur(sums_.get(), neighbours, other_.get(), stride_, begin, end);
+  std::vector<BlurStep>& order = order_[reverse];
+  if (order.empty()) {
+    const int64_t table = lattice_.count * stride_ * static_cast<int64_t>(sizeof(float));
+    const int64_t share = kShareBytes / (stride_ * static_cast<int64_t>(sizeof(float)));
+    order = blur_order(lattice_, reverse, table <= kCachedBytes ? lattice_.count : share);
+  }
+  const int64_t grain = std::max<int64_t>(1, 16384 / stride_);
+  float* buffers[2] = {sums_.get(), other_.get()};
+  for (const BlurStep& step : order) {
+    torch::stable::parallel_for(step.begin, step.end, grain, [&](int64_t begin, int64_t end) {
+      if (step.stage == 0) {
+        rows.merge(slots_.get(), lattice_.offsets, buffers[0], stride_, begin, end);
+      } else {
+        const int axis = blurred_axis(lattice_, step.stage - 1, reverse);
+        rows.blur(buffers[(step.stage - 1) % 2], axis_neighbours(lattice_, axis),
+                  buffers[step.stage % 2], stride_, begin, end);
+      }
     });
+  }
+  if (lattice_.corners() % 2) {
     std::swap(sums_, other_);
   }
 }
 
 void LatticeFilter::slice(int64_t begin, int64_t end, const float* scale, float* out) const {
-  lattice_rows().slice(corners(lattice_.vertex, begin, scale, lattice_.alpha()), sums_.get(), out,
+  lattice_rows().slice(corners(lattice_.vertex, begin, end, scale, lattice_.alpha()), sums_.get(), out,
                        stride_, end - begin);
 }
 
 void LatticeFilter::slice_add(int64_t begin, int64_t end, const float* scale, const float* factor,
                               const float* base, float* out) const {
-  lattice_rows().slice_add(corners(lattice_.vertex, begin, scale, lattice_.alpha()), sums_.get(),
+  lattice_rows().slice_add(corners(lattice_.vertex, begin, end, scale, lattice_.alpha()), sums_.get(),
                            factor, base, out, stride_, end - begin);
 }
 

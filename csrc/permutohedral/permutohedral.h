@@ -1,7 +1,10 @@
 // Building permutohedral lattices on the CPU, and filtering with them.
 #pragma once
 
+#include <vector>
+
 #include "../common/aligned.h"
+#include "blur_order.h"
 #include "lattice.h"
 #include "rows.h"
 
@@ -54,11 +57,13 @@ class LatticeFilter {
   const float* vertex_row(int32_t vertex) const { return sums_.get() + vertex * stride_; }
 
  private:
-  CornerRows corners(const int32_t* rows, int64_t begin, const float* scale, float gain) const;
+  CornerRows corners(const int32_t* rows, int64_t begin, int64_t end, const float* scale,
+                     float gain) const;
 
   LatticeView lattice_;
   int64_t stride_;
   AlignedFloats slots_, sums_, other_;
+  std::vector<BlurStep> order_[2];  // forwards and reversed, once needed
 };
 
 }  // namespace segkern

@@ -20,6 +20,7 @@ struct CornerRows {
   int corners;
   const float* scale;   // (n,) factor of each point, or null
   float gain;           // factor of all points
+  int64_t following;    // points behind these, whose rows are fetched ahead
 };
 
 struct LatticeRows {

@@ -106,37 +106,55 @@ SEGKERN_INLINE float point_factor(const CornerRows& at, int64_t i) {
   return at.scale ? at.gain * at.scale[i] : at.gain;
 }
 
-// Few dimensions: neighbouring points mostly share vertices, so each corner's sums stay in
-// registers until its row changes.
+// Points work on rows all over a table, behind seven streams of indices, weights and values: more
+// than the hardware prefetchers follow. Rows are fetched so many points ahead, streams further.
+constexpr int64_t kRowsAhead = 32, kStreamAhead = 256;
+
 template <typename C>
-void splat_runs(const CornerRows& at, const float* values, float* sums, int64_t stride,
-                int64_t n) {
-  const int corners = at.corners;
-  for (int c = 0; c < corners; ++c) {
-    int32_t current = at.row[c];
-    float* to = sums + current * stride;
-    C total, v;
-    total.load(to);
-    for (int64_t i = 0; i < n; ++i) {
-      const int32_t next = at.row[i * corners + c];
-      if (next != current) {
-        total.store(to);
-        current = next;
-        to = sums + current * stride;
-        total.load(to);
-      }
-      v.load(values + i * stride);
-      total.add_scaled(at.weight[i * corners + c] * point_factor(at, i), v);
-    }
-    total.store(to);
+SEGKERN_INLINE void fetch_row(const float* row) {
+  for (int k = 0; k < C::kFull + C::kHasHalf; ++k) {
+    __builtin_prefetch(row + 16 * k);
   }
 }
 
 template <typename C>
-void splat_points(const CornerRows& at, const float* values, float* sums, int64_t stride,
-                  int64_t n) {
-  const int corners = at.corners;
+SEGKERN_INLINE void fetch_ahead(const CornerRows& at, int corners, int64_t i, const float* sums,
+                                int64_t stride) {
+  __builtin_prefetch(at.row + (i + kStreamAhead) * corners);
+  __builtin_prefetch(at.weight + (i + kStreamAhead) * corners);
+  for (int c = 0; c < corners; ++c) {
+    fetch_row<C>(sums + at.row[(i + kRowsAhead) * corners + c] * stride);
+  }
+}
+
+// The points whose rows can be fetched ahead come first.
+SEGKERN_INLINE int64_t points_with_ahead(const CornerRows& at, int64_t n) {
+  const int64_t most = n + at.following - kRowsAhead;
+  return most < 0 ? 0 : most < n ? most : n;
+}
+
+// Calls body(number of corners, a constant where it is a common one).
+template <typename Body>
+SEGKERN_INLINE void by_corners(int corners, const Body& body) {
+  switch (corners) {
+    case 3:
+      return body(std::integral_constant<int, 3>());
+    case 6:
+      return body(std::integral_constant<int, 6>());
+    default:
+      return body(corners);
+  }
+}
+
+template <typename C, typename Corners>
+void splat_column(const CornerRows given, Corners corners, const float* values, float* sums,
+                  int64_t stride, int64_t n) {
+  const CornerRows at = given;
+  const int64_t ahead = points_with_ahead(at, n);
   for (int64_t i = 0; i < n; ++i) {
+    if (i < ahead) {
+      fetch_ahead<C>(at, corners, i, sums, stride);
+    }
     C v, total;
     v.load(values + i * stride);
     v.scale(point_factor(at, i));
@@ -151,19 +169,16 @@ void splat_points(const CornerRows& at, const float* values, float* sums, int64_
 
 void splat(const CornerRows& at, const float* values, float* sums, int64_t stride, int64_t n) {
   by_columns(stride, [&](auto* column, int64_t first) {
-    using C = std::remove_pointer_t<decltype(column)>;
-    if (at.corners <= 4) {
-      splat_runs<C>(at, values + first, sums + first, stride, n);
-    } else {
-      splat_points<C>(at, values + first, sums + first, stride, n);
-    }
+    by_corners(at.corners, [&](auto corners) {
+      splat_column<std::remove_pointer_t<decltype(column)>>(at, corners, values + first,
+                                                            sums + first, stride, n);
+    });
   });
 }
 
-template <typename C>
-SEGKERN_INLINE void slice_point(const CornerRows& at, int64_t i, const float* sums,
-                                int64_t stride, C& total) {
-  const int corners = at.corners;
+template <typename C, typename Corners>
+SEGKERN_INLINE void slice_point(const CornerRows& at, Corners corners, int64_t i,
+                                const float* sums, int64_t stride, C& total) {
   total.clear();
   for (int c = 0; c < corners; ++c) {
     C v;
@@ -172,24 +187,37 @@ SEGKERN_INLINE void slice_point(const CornerRows& at, int64_t i, const float* su
   }
 }
 
-template <typename C>
-void slice_column(const CornerRows& at, const float* sums, float* out, int64_t stride, int64_t n) {
+template <typename C, typename Corners>
+void slice_column(const CornerRows given, Corners corners, const float* sums, float* out,
+                  int64_t stride, int64_t n) {
+  const CornerRows at = given;
+  const int64_t ahead = points_with_ahead(at, n);
   for (int64_t i = 0; i < n; ++i) {
+    if (i < ahead) {
+      fetch_ahead<C>(at, corners, i, sums, stride);
+    }
     C total;
-    slice_point(at, i, sums, stride, total);
+    slice_point(at, corners, i, sums, stride, total);
     total.scale(point_factor(at, i));
     total.store(out + i * stride);
   }
 }
 
-template <typename C>
-void slice_add_column(const CornerRows& at, const float* sums, const float* factor,
-                      const float* base, float* out, int64_t stride, int64_t n) {
+template <typename C, typename Corners>
+void slice_add_column(const CornerRows given, Corners corners, const float* sums,
+                      const float* factor, const float* base, float* out, int64_t stride,
+                      int64_t n) {
+  const CornerRows at = given;
+  const int64_t ahead = points_with_ahead(at, n);
   C factors;
   factors.load(factor);
   for (int64_t i = 0; i < n; ++i) {
+    if (i < ahead) {
+      fetch_ahead<C>(at, corners, i, sums, stride);
+      fetch_row<C>(base + (i + kStreamAhead) * stride);
+    }
     C total, result;
-    slice_point(at, i, sums, stride, total);
+    slice_point(at, corners, i, sums, stride, total);
     total.multiply(factors);
     result.load(base + i * stride);
     result.add_scaled(point_factor(at, i), total);
@@ -199,16 +227,18 @@ void slice_add_column(const CornerRows& at, const float* sums, const float* fact
 
 void slice(const CornerRows& at, const float* sums, float* out, int64_t stride, int64_t n) {
   by_columns(stride, [&](auto* column, int64_t first) {
-    slice_column<std::remove_pointer_t<decltype(column)>>(at, sums + first, out + first, stride,
-                                                          n);
+    slice_column<std::remove_pointer_t<decltype(column)>>(at, at.corners, sums + first,
+                                                          out + first, stride, n);
   });
 }
 
 void slice_add(const CornerRows& at, const float* sums, const float* factor, const float* base,
                float* out, int64_t stride, int64_t n) {
   by_columns(stride, [&](auto* column, int64_t first) {
-    slice_add_column<std::remove_pointer_t<decltype(column)>>(
-        at, sums + first, factor + first, base + first, out + first, stride, n);
+    by_corners(at.corners, [&](auto corners) {
+      slice_add_column<std::remove_pointer_t<decltype(column)>>(
+          at, corners, sums + first, factor + first, base + first, out + first, stride, n);
+    });
   });
 }
 
@@ -299,42 +329,104 @@ SEGKERN_INLINE void exp_vector(const V& x, V& out) {
   out = x < -87.0f ? zero : (x != x ? x : scaled);
 }
 
+// Eight rows of eight become eight columns.
+SEGKERN_INLINE void transpose_8x8(HalfRow* r) {
+  HalfRow t[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = __builtin_shufflevector(t[i], t[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+    r[i + 1] = __builtin_shufflevector(t[i], t[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    r[i + 2] = __builtin_shufflevector(t[i + 1], t[i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
+    r[i + 3] = __builtin_shufflevector(t[i + 1], t[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    t[i + 4] = __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+  for (int i = 0; i < 8; ++i) {
+    r[i] = t[i];
+  }
+}
+
+// The largest of a row of up to 64 floats, and the sum of such a row, in eight lanes.
 template <typename C>
-void softmax_narrow(const float* logits, float* out, int64_t stride, int64_t n) {
-  constexpr int K = C::kFull;
-  constexpr bool kHalf = C::kHasHalf;
-  for (int64_t i = 0; i < n; ++i) {
-    C z;
-    z.load(logits + i * stride);
-    HalfRow best;
-    if (K) {
-      Row most = z.full[0];
-      for (int k = 1; k < K; ++k) {
-        most = z.full[k] > most ? z.full[k] : most;
-      }
-      const HalfRow low = low_half(most), high = high_half(most);
-      best = low > high ? low : high;
-      if (kHalf) {
-        best = z.half > best ? z.half : best;
-      }
-    } else {
-      best = z.half;
-    }
-    const float top = largest_of(best);
-    HalfRow total = {};
-    Row sums = {};
-    for (int k = 0; k < K; ++k) {
-      exp_vector<Row, IntRow>(z.full[k] - top, z.full[k]);
+SEGKERN_INLINE HalfRow largest_lanes(const C& z) {
+  if (!C::kFull) {
+    return z.half;
+  }
+  Row most = z.full[0];
+  for (int k = 1; k < C::kFull; ++k) {
+    most = z.full[k] > most ? z.full[k] : most;
+  }
+  const HalfRow low = low_half(most), high = high_half(most);
+  const HalfRow best = low > high ? low : high;
+  return C::kHasHalf ? (z.half > best ? z.half : best) : best;
+}
+
+template <typename C>
+SEGKERN_INLINE HalfRow sum_lanes(const C& z) {
+  HalfRow total = {};
+  if (C::kFull) {
+    Row sums = z.full[0];
+    for (int k = 1; k < C::kFull; ++k) {
       sums += z.full[k];
     }
-    if (K) {
-      total = low_half(sums) + high_half(sums);
+    total = low_half(sums) + high_half(sums);
+  }
+  return C::kHasHalf ? total + z.half : total;
+}
+
+template <typename C>
+SEGKERN_INLINE void exp_below(C& z, float top) {
+  for (int k = 0; k < C::kFull; ++k) {
+    exp_vector<Row, IntRow>(z.full[k] - top, z.full[k]);
+  }
+  if (C::kHasHalf) {
+    exp_vector<HalfRow, IntHalfRow>(z.half - top, z.half);
+  }
+}
+
+// Eight rows at a time, whose lanes are transposed to be reduced: one row alone would wait for
+// its reductions and its division.
+template <typename C>
+void softmax_narrow(const float* logits, float* out, int64_t stride, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    HalfRow lanes[8];
+    C z;
+    for (int r = 0; r < 8; ++r) {
+      z.load(logits + (i + r) * stride);
+      lanes[r] = largest_lanes(z);
     }
-    if (kHalf) {
-      exp_vector<HalfRow, IntHalfRow>(z.half - top, z.half);
-      total += z.half;
+    transpose_8x8(lanes);
+    HalfRow top = lanes[0];
+    for (int r = 1; r < 8; ++r) {
+      top = lanes[r] > top ? lanes[r] : top;
     }
-    z.scale(1.0f / sum_of(total));
+    for (int r = 0; r < 8; ++r) {
+      z.load(logits + (i + r) * stride);
+      exp_below(z, top[r]);
+      lanes[r] = sum_lanes(z);
+      z.store(out + (i + r) * stride);
+    }
+    transpose_8x8(lanes);
+    const HalfRow total = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
+                          ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+    const HalfRow inverse = 1.0f / total;
+    for (int r = 0; r < 8; ++r) {
+      z.load(out + (i + r) * stride);
+      z.scale(inverse[r]);
+      z.store(out + (i + r) * stride);
+    }
+  }
+  for (; i < n; ++i) {
+    C z;
+    z.load(logits + i * stride);
+    exp_below(z, largest_of(largest_lanes(z)));
+    z.scale(1.0f / sum_of(sum_lanes(z)));
     z.store(out + i * stride);
   }
 }
@@ -428,28 +520,6 @@ void outer_add(const float* a, const float* b, float* matrix, int64_t channels, 
         halves(matrix + c * stride)[k] += v * halves(b + i * stride)[k];
       }
     }
-  }
-}
-
-// Eight rows of eight become eight columns.
-SEGKERN_INLINE void transpose_8x8(HalfRow* r) {
-  HalfRow t[8];
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-    t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    r[i] = __builtin_shufflevector(t[i], t[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-    r[i + 1] = __builtin_shufflevector(t[i], t[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-    r[i + 2] = __builtin_shufflevector(t[i + 1], t[i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
-    r[i + 3] = __builtin_shufflevector(t[i + 1], t[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    t[i + 4] = __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-  }
-  for (int i = 0; i < 8; ++i) {
-    r[i] = t[i];
   }
 }
 
