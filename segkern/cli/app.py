@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from segkern.cli.about import info, models
-from segkern.cli.crf import crf
+from segkern.cli.crf import crf, tune
 from segkern.cli.names import Commands, WithCrf
 from segkern.cli.pages import demo, report
 from segkern.cli.train import train
@@ -54,7 +54,9 @@ for command in (info, models, train):
     app.command()(command)
 for command in (evaluate, predict):
     app.command(cls=WithCrf)(command)
-for command in (crf, report, demo):
+app.command()(crf)
+app.command("crf tune")(tune)
+for command in (report, demo):
     app.command()(command)
 
 

@@ -180,3 +180,132 @@ def crf(
         pixels = f", {found.unknown} pixels unknown" if found.labels else ""
         typer.echo(f"{len(found.values)} labels: {labels}{pixels}")
     typer.echo(f"{len(result)} {'image' if len(result) == 1 else 'images'} refined: {output}")
+
+
+def tune(
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="Folder of photographs.", show_default=False)
+    ],
+    probs: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PROBS",
+            help="Folder of probabilities (C, H, W), as of `segkern predict --probs`, in files with "
+            "the photographs' names.",
+            show_default=False,
+        ),
+    ],
+    labels: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LABELS", help="Folder of true label maps, likewise.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="RUN",
+            help="Folder for trials.csv and best.json; a search found there goes on.",
+            show_default=False,
+        ),
+    ],
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Search on at most so many images.")
+    ] = 100,
+    ignore: Annotated[int, typer.Option("--ignore", help="Label that is not counted.")] = 255,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the search in the folder.")
+    ] = False,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    space: Annotated[
+        str,
+        typer.Option(
+            "--space",
+            rich_help_panel=_SPACE,
+            help="Ranges of a paper, deeplabv1 or deeplabv2; the options below replace single "
+            "ones.",
+        ),
+    ] = "deeplabv2",
+    gaussian_sxy: Annotated[
+        str | None, _option("--gaussian-sxy", panel=_SPACE, help="Width of the smoothness term.")
+    ] = None,
+    gaussian_weight: Annotated[
+        str | None, _option("--gaussian-weight", panel=_SPACE, help="Its weight.")
+    ] = None,
+    bilateral_sxy: Annotated[
+        str | None, _option("--bilateral-sxy", panel=_SPACE, help="Width of the appearance term.")
+    ] = None,
+    bilateral_srgb: Annotated[
+        str | None, _option("--bilateral-srgb", panel=_SPACE, help="Its width in colour.")
+    ] = None,
+    bilateral_weight: Annotated[
+        str | None, _option("--bilateral-weight", panel=_SPACE, help="Its weight.")
+    ] = None,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            "--rounds",
+            min=0,
+            rich_help_panel=_SPACE,
+            help="Finer grids around the best, each of half the step.",
+        ),
+    ] = 1,
+    normalization: Annotated[
+        str,
+        typer.Option(
+            "--normalization", rich_help_panel=_SPACE, help="symmetric, after, before or none."
+        ),
+    ] = "after",
+    iterations: Annotated[
+        int,
+        typer.Option("--iterations", min=1, rich_help_panel=_SPACE, help="Mean field updates."),
+    ] = 10,
+) -> None:
+    """Search the widths and weights of the dense CRF with the highest mIoU.
+
+    Every combination is tried on images whose labels are known, then a finer grid around the best.
+    Stopped and called again, it goes on.
+    """
+    import dataclasses
+
+    from segkern.cli.tables import percent, progress
+    from segkern.engine.crf_search import SPACES, parse_range
+    from segkern.engine.crf_tune import BEST
+    from segkern.engine.crf_tune import tune as run
+    from segkern.engine.errors import EngineError
+
+    if space not in SPACES:
+        raise EngineError(f"crf tune: space must be one of {', '.join(SPACES)}, got {space!r}")
+    ranges = {
+        "gaussian_sxy": gaussian_sxy,
+        "gaussian_weight": gaussian_weight,
+        "bilateral_sxy": bilateral_sxy,
+        "bilateral_srgb": bilateral_srgb,
+        "bilateral_weight": bilateral_weight,
+    }
+    given = {name: parse_range(name, text) for name, text in ranges.items() if text is not None}
+    with progress("crf tune") as step:
+        best = run(
+            images,
+            probs,
+            labels,
+            output,
+            dataclasses.replace(SPACES[space], **given),
+            normalization=normalization,
+            iterations=iterations,
+            rounds=rounds,
+            limit=limit,
+            ignore=ignore,
+            device=device,
+            overwrite=overwrite,
+            step=step,
+        )
+    for name, value in best["crf"].items():
+        typer.echo(f"{name:<18}{value}")
+    typer.echo(
+        f"mIoU {percent(best['unary_miou'])} without, {percent(best['miou'])} with the dense CRF, "
+        f"on {best['images']} images after {best['trials']} trials"
+    )
+    typer.echo(f"written: {Path(output) / BEST}")

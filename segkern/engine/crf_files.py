@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segkern import _load
 from segkern.data import DatasetError, Problem
 from segkern.data._pairs import Pair, list_files, pair_files
 from segkern.data.image_io import IMAGE_SUFFIXES, UnreadableError, decode_image
@@ -27,10 +26,10 @@ from segkern.engine.crf_evidence import (
     read_evidence,
 )
 from segkern.engine.crf_settings import CrfSettings
+from segkern.engine.devices import crf_device
 from segkern.engine.drawing import overlay, panel
 from segkern.engine.errors import EngineError
 from segkern.engine.files import write_atomic
-from segkern.engine.loading import pick_device
 
 SAVE = ("labels", "probs", "overlay", "panel")
 CERTAINTY = 0.7
@@ -110,17 +109,6 @@ def refine_files(
         if step is not None:
             step(len(result), len(jobs))
     return result
-
-
-def crf_device(device: str) -> torch.device:
-    """The device of `pick_device`; EngineError where it is a GPU and the kernels cannot run."""
-    chosen = pick_device(device)
-    if chosen.type == "cuda":
-        try:
-            _load.require_cuda("crf")
-        except RuntimeError as error:
-            raise EngineError(f"{error}; --device cpu works without") from error
-    return chosen
 
 
 def _plan(
