@@ -190,8 +190,8 @@ def tune(
         Path,
         typer.Argument(
             metavar="PROBS",
-            help="Folder of probabilities (C, H, W), as of `segkern predict --probs`, in files with "
-            "the photographs' names.",
+            help="Folder of probabilities (C, H, W), as of `segkern predict --probs`, in files "
+            "with the photographs' names.",
             show_default=False,
         ),
     ],

@@ -102,7 +102,7 @@ def refine_files(
                 "probabilities"
             )
     result = {}
-    for group in _batches(jobs, checked, batch_size):
+    for group in _batches(checked, batch_size):
         chosen_jobs = [jobs[i] for i in group]
         _run(chosen_jobs, settings, chosen, certainty or CERTAINTY, unknown, save)
         result.update((jobs[i].output, checked[i]) for i in group)
@@ -212,9 +212,7 @@ def _size(shape: Sequence[int]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-def _batches(
-    jobs: Sequence[Job], checked: Sequence[Checked], batch_size: int
-) -> list[list[int]]:
+def _batches(checked: Sequence[Checked], batch_size: int) -> list[list[int]]:
     """Indices of jobs of one size and number of labels, at most `batch_size` together."""
     groups: dict[tuple[int, int, int], list[int]] = {}
     for index, found in enumerate(checked):

@@ -176,9 +176,7 @@ def _measure(
     seen: Callable[[int], None],
 ) -> dict[Point, dict[str, Any]]:
     """The figures of points of equal widths; each image's lattices are built once for all."""
-    metrics = {
-        point: SegmentationMetrics(classes, ignore_index=ignore) for point in group
-    }
+    metrics = {point: SegmentationMetrics(classes, ignore_index=ignore) for point in group}
     settings = _settings(base, group[0])
     smooth: dict[tuple[int, int], PairwiseTerm] = {}
     for count, sample in enumerate(samples, start=1):
@@ -211,9 +209,7 @@ def _weighted(term: PairwiseTerm, weight: float) -> list[PairwiseTerm]:
     return [dataclasses.replace(term, cost=torch.full_like(term.cost, -weight))]
 
 
-def _samples(
-    images: Path, probabilities: Path, labels: Path, limit: int | None
-) -> list[Sample]:
+def _samples(images: Path, probabilities: Path, labels: Path, limit: int | None) -> list[Sample]:
     for folder in (images, probabilities, labels):
         if not folder.is_dir():
             raise EngineError(f"crf tune: no folder {folder}")

@@ -56,9 +56,9 @@ def predict(
     values are the classes. It has the size of the image as a viewer shows it (EXIF orientation
     applied). Images of equal size are run together, up to `batch_size`. NAME is the file's stem, or
     a longer form of its path where two stems are equal. An image that cannot be read does not stop
-    the others; it is in `failed`. crf: refine the probabilities by a dense CRF over the image before
-    labels are chosen. probs: write the probabilities too, refined ones with `crf`, as `probs`
-    (classes, H, W) float16 in OUTPUT/probs/NAME.npz.
+    the others; it is in `failed`. crf: refine the probabilities by a dense CRF over the image
+    before labels are chosen. probs: write the probabilities too, refined ones with `crf`, as
+    `probs` (classes, H, W) float16 in OUTPUT/probs/NAME.npz.
     """
     files = collect(images)
     if crf is not None:
