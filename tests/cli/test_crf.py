@@ -138,7 +138,7 @@ def test_crf_may_stand_alone() -> None:
 
 
 def test_the_page_lists_the_presets() -> None:
-    page = (ROOT / "docs" / "crf.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "dense_crf.md").read_text(encoding="utf-8")
     row = r"^\| `(\w+)`[^|]*\| (\S+), (\S+), (\S+) \| (\S+), (\S+) \| (\d+) \| (\w+) \|$"
     found = {name: rest for name, *rest in re.findall(row, page, re.MULTILINE)}
     assert set(found) == set(PRESETS)
