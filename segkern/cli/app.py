@@ -9,12 +9,15 @@ from typing import Annotated
 import typer
 
 from segkern.cli.about import info, models
+from segkern.cli.crf import crf, tune
+from segkern.cli.names import Commands, WithCrf
 from segkern.cli.pages import demo, report
 from segkern.cli.train import train
 from segkern.cli.use import evaluate, predict
 
 app = typer.Typer(
     name="segkern",
+    cls=Commands,
     help="Train, evaluate and use segmentation networks on segkern's kernels.",
     no_args_is_help=True,
     add_completion=False,
@@ -47,7 +50,13 @@ def common(
     """Options before the command."""
 
 
-for command in (info, models, train, evaluate, predict, report, demo):
+for command in (info, models, train):
+    app.command()(command)
+for command in (evaluate, predict):
+    app.command(cls=WithCrf)(command)
+app.command()(crf)
+app.command("crf tune")(tune)
+for command in (report, demo):
     app.command()(command)
 
 

@@ -39,6 +39,11 @@ def evaluation_table(result: dict[str, Any]) -> None:
         if key in result:
             summary.add_row(title, percent(result[key]))
     console.print(summary)
+    if result["crf"] is not None:
+        console.print(
+            "refined by a dense CRF: "
+            + ", ".join(f"{name} {value}" for name, value in result["crf"].items())
+        )
     console.print(
         f"ignore label {result['ignore_label']}; absent classes: {result['absent_classes']} "
         f"({result['absent_rule']})"

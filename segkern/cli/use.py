@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+_CRF = typer.Option(
+    "--crf",
+    metavar="[PRESET|FILE]",
+    help="Refine the probabilities by a dense CRF: --crf alone, or a preset's name or a best.json "
+    "after it (see `segkern crf`).",
+    show_default=False,
+)
 _CHECKPOINT = "A run folder, a .safetensors file, or NAME:TAG for built-in weights."
 
 
@@ -31,7 +38,8 @@ def evaluate(
             "--output",
             "-o",
             metavar="DIR",
-            help="Folder for metrics.json and pictures (RUN/evaluation).",
+            help="Folder for metrics.json and pictures (RUN/evaluation, or with --crf "
+            "RUN/evaluation-crf).",
         ),
     ] = None,
     size: Annotated[
@@ -51,6 +59,7 @@ def evaluate(
         bool, typer.Option("--boundary/--no-boundary", help="Compute boundary F1.")
     ] = True,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored image.")] = False,
+    crf: Annotated[str | None, _CRF] = None,
     pictures: Annotated[
         int, typer.Option("--pictures", min=0, help="Panels photo | truth | prediction.")
     ] = 6,
@@ -65,7 +74,8 @@ def evaluate(
         raise EngineError(f"evaluate: absent must be skip, zero or one, got {absent!r}")
     if output is None:
         base = Path(checkpoint)
-        output = base / "evaluation" if base.is_dir() else Path("evaluation")
+        name = "evaluation" if crf is None else "evaluation-crf"
+        output = base / name if base.is_dir() else Path(name)
     with progress("evaluate") as step:
         result = run(
             checkpoint,
@@ -79,6 +89,7 @@ def evaluate(
             absent=absent,
             boundary=boundary,
             tta=tta,
+            crf=_settings(crf),
             pictures=pictures,
             output=output,
             step=step,
@@ -105,6 +116,10 @@ def predict(
         int, typer.Option("--batch-size", min=1, help="Images of one size at a time.")
     ] = 4,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored image.")] = False,
+    crf: Annotated[str | None, _CRF] = None,
+    probs: Annotated[
+        bool, typer.Option("--probs", help="Write the probabilities too, to probs/NAME.npz.")
+    ] = False,
 ) -> None:
     """Segment images of any size: label maps, overlays and a legend.
 
@@ -115,7 +130,15 @@ def predict(
 
     with progress("predict") as step:
         result = run(
-            checkpoint, images, output, device=device, batch_size=batch_size, tta=tta, step=step
+            checkpoint,
+            images,
+            output,
+            device=device,
+            batch_size=batch_size,
+            tta=tta,
+            crf=_settings(crf),
+            probs=probs,
+            step=step,
         )
     for path, name in result.done.items():
         if name != path.stem:
@@ -126,3 +149,10 @@ def predict(
         for path, reason in result.failed.items():
             typer.echo(f"  {path}: {reason}", err=True)
         raise typer.Exit(1)
+
+
+def _settings(crf: str | None) -> Any:
+    """The settings behind `--crf`, or None."""
+    from segkern.engine.crf_settings import find_settings
+
+    return None if crf is None else find_settings(crf)

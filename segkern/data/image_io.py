@@ -100,6 +100,33 @@ def decode_mask(path: str | Path) -> np.ndarray:
         raise UnreadableError(_reason(error)) from error
 
 
+def decode_labels(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read a label map that may be a picture in colours.
+
+    Args:
+        path: what `read_mask` takes, or a picture in RGB, of which an alpha channel is dropped.
+
+    Returns:
+        (H, W) integers as stored, or (H, W, 3) uint8 colours; and the (256, 3) uint8 palette of a
+        file that has one, else None.
+
+    Raises:
+        UnreadableError: the file is missing, truncated, no image, or of another mode.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.mode in ("RGB", "RGBA"):
+                return np.asarray(file.convert("RGB")), None
+            palette = None
+            if file.mode == "P":
+                stored = np.array(file.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)[:256]
+                palette = np.zeros((256, 3), dtype=np.uint8)
+                palette[: len(stored)] = stored
+    except _DECODE_ERRORS as error:
+        raise UnreadableError(_reason(error)) from error
+    return decode_mask(path), palette
+
+
 def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

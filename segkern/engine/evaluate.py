@@ -15,6 +15,8 @@ import torch
 
 from segkern import __version__
 from segkern.data import SegmentationDataset, open_dataset
+from segkern.engine.crf_settings import CrfSettings
+from segkern.engine.devices import crf_device
 from segkern.engine.drawing import colour_map, legend, panel
 from segkern.engine.errors import EngineError
 from segkern.engine.files import write_json
@@ -40,6 +42,7 @@ def evaluate(
     absent: str = "skip",
     boundary: bool = True,
     tta: bool = False,
+    crf: CrfSettings | None = None,
     pictures: int = 6,
     output: str | Path | None = None,
     step: Callable[[int, int], None] | None = None,
@@ -48,14 +51,17 @@ def evaluate(
 
     checkpoint: see `load_trained`. data: default is the data of the run the checkpoint came from.
     size: (H, W) every image is brought to; default is that of the run. absent: what a class without
-    a pixel in truth and prediction counts in the means ("skip", "zero", "one"). output: folder for
-    metrics.json, a legend and `pictures` panels (photo, truth, prediction) spread evenly over the
-    set; None writes nothing. step: called with (images done, images in all).
+    a pixel in truth and prediction counts in the means ("skip", "zero", "one"). crf: refine the
+    probabilities by a dense CRF first. output: folder for metrics.json, a legend and `pictures`
+    panels (photo, truth, prediction) spread evenly over the set; None writes nothing. step: called
+    with (images done, images in all).
 
     Returns what metrics.json holds: miou, per_class, pixel_accuracy, mean_accuracy, fw_iou,
     boundary_f1 and how they were measured. A figure that is not defined is None. Deterministic on
     the CPU.
     """
+    if crf is not None:
+        crf_device(device)
     trained = load_trained(checkpoint, device)
     dataset, spec, size = open_for(trained, data, split=split, size=size, limit=limit)
     metrics = SegmentationMetrics(
@@ -70,7 +76,7 @@ def evaluate(
     names: list[str] = []
     for batch in validation_loader(dataset, batch_size=batch_size, workers=workers):
         for images, target in batch:
-            labels = trained.predict(images, tta=tta)
+            labels = trained.predict(images, tta=tta, crf=crf)
             metrics.update(labels, target)
         # Samples of mixed sizes come in another order within a batch; those are drawn from the data
         # set.
@@ -78,11 +84,12 @@ def evaluate(
         if folder is not None:
             for index in range(done, done + count):
                 if index in chosen:
-                    names.append(_draw(trained, dataset, index, folder / PICTURES, tta))
+                    names.append(_draw(trained, dataset, index, folder / PICTURES, tta, crf))
         done += count
         if step is not None:
             step(done, len(dataset))
     result = _result(trained, dataset, metrics.compute(), spec, split, size, absent, tta)
+    result["crf"] = None if crf is None else crf.as_dict()
     result["seconds"] = round(time.monotonic() - started, 3)
     result["confusion"] = metrics.confusion.tolist()
     result["pictures"] = names
@@ -202,9 +209,14 @@ def _clear_pictures(folder: Path) -> None:
 
 
 def _draw(
-    trained: Trained, dataset: SegmentationDataset, index: int, folder: Path, tta: bool
+    trained: Trained,
+    dataset: SegmentationDataset,
+    index: int,
+    folder: Path,
+    tta: bool,
+    crf: CrfSettings | None,
 ) -> str:
-    picture = draw_sample(trained, dataset, index, tta=tta)
+    picture = draw_sample(trained, dataset, index, tta=tta, crf=crf)
     name = f"{index:05d}_{picture.name}.png"
     panel(
         [("photo", picture.photo), ("truth", picture.truth), ("prediction", picture.prediction)]
@@ -223,11 +235,16 @@ class SamplePicture:
 
 
 def draw_sample(
-    trained: Trained, dataset: SegmentationDataset, index: int, *, tta: bool = False
+    trained: Trained,
+    dataset: SegmentationDataset,
+    index: int,
+    *,
+    tta: bool = False,
+    crf: CrfSettings | None = None,
 ) -> SamplePicture:
     """Sample `index` of the data set beside what the network makes of it."""
     image, target = dataset[index]
-    labels = trained.predict(image[None], tta=tta)[0].numpy()
+    labels = trained.predict(image[None], tta=tta, crf=crf)[0].numpy()
     return SamplePicture(
         dataset.sample_name(index),
         image.permute(1, 2, 0).numpy(),

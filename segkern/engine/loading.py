@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from segkern.engine.checkpoint import BEST, CONFIG
+from segkern.engine.devices import pick_device
+from segkern.engine.crf_settings import CrfSettings, energies_of
 from segkern.engine.errors import EngineError
-from segkern.engine.module import predict_labels
+from segkern.engine.module import enlarge, predict_labels
 from segkern.models import WeightsError, create_model, get_weights, list_models, read_card
 from segkern.models._preprocess import preprocess
 
@@ -52,35 +54,38 @@ class Trained:
         return digest.hexdigest()
 
     @torch.inference_mode()
-    def predict(self, images: Tensor, *, tta: bool = False) -> Tensor:
+    def predict(
+        self, images: Tensor, *, tta: bool = False, crf: CrfSettings | None = None
+    ) -> Tensor:
         """Classes (N, H, W) int64 on the CPU of images (N, 3, H, W) uint8 RGB.
 
-        tta: average the probabilities of the images and of their mirror images.
+        tta: average the probabilities of the images and of their mirror images. crf: refine the
+        probabilities by a dense CRF over the images, at the images' size.
         """
+        if crf is not None:
+            return self.probabilities(images, tta=tta, crf=crf).argmax(1).cpu()
+        return predict_labels(self._scores(images, tta), images.shape[-2:]).cpu()
+
+    @torch.inference_mode()
+    def probabilities(
+        self, images: Tensor, *, tta: bool = False, crf: CrfSettings | None = None
+    ) -> Tensor:
+        """(N, C, H, W) float32 on the network's device, at the images' size; see `predict`."""
+        scores = enlarge(self._scores(images, tta), images.shape[-2:]).float()
+        found = scores / 2 if tta else scores.softmax(1)
+        if crf is None:
+            return found
+        return crf.refine(energies_of(found), images.to(self.device))
+
+    def _scores(self, images: Tensor, tta: bool) -> Tensor:
+        """Logits of the images, or with `tta` the sum of two probabilities."""
         inputs = preprocess(images.to(self.device), self.card["input"])
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         scores = self.network(inputs)["out"]
         if tta:
             mirrored = self.network(inputs.flip(-1))["out"].flip(-1)
             scores = scores.softmax(1) + mirrored.softmax(1)
-        return predict_labels(scores, images.shape[-2:]).cpu()
-
-
-def pick_device(device: str) -> torch.device:
-    """The torch device of "auto", "cpu", "cuda" or "cuda:N"; EngineError if there is none."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise EngineError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise EngineError(
-            f"device {device} is not available: torch sees {torch.cuda.device_count()} GPUs"
-        )
-    if chosen.type not in ("cpu", "cuda"):
-        raise EngineError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
-    return chosen
+        return scores
 
 
 def load_trained(source: str | Path, device: str = "auto") -> Trained:

@@ -128,11 +128,14 @@ def labels_at(target: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
 
 def predict_labels(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """Class (N, H, W) int64 of the largest logit; smaller logits are enlarged bilinearly."""
-    if tuple(logits.shape[-2:]) != tuple(size):
-        logits = F.interpolate(
-            logits.float(), size=tuple(size), mode="bilinear", align_corners=False
-        )
-    return logits.argmax(dim=1)
+    return enlarge(logits, size).argmax(dim=1)
+
+
+def enlarge(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Logits (N, C, H, W) brought to `size` bilinearly, in float32; as they are at that size."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def distributed() -> bool:

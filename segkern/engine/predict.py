@@ -12,12 +12,17 @@ from PIL import Image
 
 from segkern.data import DatasetError, read_image
 from segkern.data.image_io import IMAGE_SUFFIXES
+from segkern.engine.crf_evidence import encode_arrays
+from segkern.engine.crf_settings import CrfSettings
+from segkern.engine.devices import crf_device
 from segkern.engine.drawing import legend, overlay, save_labels
 from segkern.engine.errors import EngineError
+from segkern.engine.files import write_atomic
 from segkern.engine.loading import Trained, load_trained
 
 LABELS = "labels"
 OVERLAYS = "overlays"
+PROBS = "probs"
 LEGEND = "legend.png"
 
 # Batches' worth of decoded images kept while groups of equal size fill up.
@@ -41,6 +46,8 @@ def predict(
     device: str = "auto",
     batch_size: int = 4,
     tta: bool = False,
+    crf: CrfSettings | None = None,
+    probs: bool = False,
     step: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Segment images: OUTPUT/labels/NAME.png, OUTPUT/overlays/NAME.png, OUTPUT/legend.png.
@@ -49,21 +56,31 @@ def predict(
     values are the classes. It has the size of the image as a viewer shows it (EXIF orientation
     applied). Images of equal size are run together, up to `batch_size`. NAME is the file's stem, or
     a longer form of its path where two stems are equal. An image that cannot be read does not stop
-    the others; it is in `failed`.
+    the others; it is in `failed`. crf: refine the probabilities by a dense CRF over the image
+    before labels are chosen. probs: write the probabilities too, refined ones with `crf`, as
+    `probs` (classes, H, W) float16 in OUTPUT/probs/NAME.npz.
     """
     files = collect(images)
+    if crf is not None:
+        crf_device(device)
     trained = load_trained(checkpoint, device)
     folder = Path(output)
     result = Prediction(folder)
     names = unique_names(files)
     _check_outputs(folder, files)
-    for part in (LABELS, OVERLAYS):
+    for part in (LABELS, OVERLAYS, *([PROBS] if probs else [])):
         (folder / part).mkdir(parents=True, exist_ok=True)
     legend(trained.class_names, trained.palette).save(folder / LEGEND)
     for group in _batches(files, batch_size, result.failed):
-        labels = trained.predict(
-            torch.from_numpy(np.stack([array.transpose(2, 0, 1) for _, array in group])), tta=tta
-        )
+        pixels = torch.from_numpy(np.stack([array.transpose(2, 0, 1) for _, array in group]))
+        if probs:
+            found = trained.probabilities(pixels, tta=tta, crf=crf).cpu()
+            for (path, _), own in zip(group, found.half().numpy(), strict=True):
+                data = encode_arrays({"probs": own}, ".npz")
+                write_atomic(folder / PROBS / f"{names[path]}.npz", data)
+            labels = found.argmax(1)
+        else:
+            labels = trained.predict(pixels, tta=tta, crf=crf)
         for (path, array), own in zip(group, labels.numpy(), strict=True):
             _write(folder, names[path], array, own, trained)
             result.done[path] = names[path]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 Call = Callable[..., tuple[int, str, str]]
-COMMANDS = ("info", "models", "train", "evaluate", "predict", "report", "demo")
+COMMANDS = ("info", "models", "train", "evaluate", "predict", "crf", "report", "demo")
 ROOT = Path(__file__).resolve().parents[2]
 
 
