@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from typing import Any
 
 import torch
@@ -102,9 +103,6 @@ def attach_crf(
             f"{', '.join(known)}"
         )
     crf = CRFAsRNN(config["num_classes"], **options)
-    parameter = next(network.parameters())
-    return CRFNetwork(
-        network,
-        crf.to(parameter.device),
-        {"input": network.recipe.input if input is None else input, **options},
-    )
+    recorded = {"input": network.recipe.input if input is None else input, **options}
+    attached = CRFNetwork(network, crf, json.loads(json.dumps(recorded)))
+    return attached.to(next(network.parameters()).device)

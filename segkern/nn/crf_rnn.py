@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from segkern.nn._crf_arguments import check_choice, check_count, term_numbers
 from segkern.ops import permutohedral_filter
 from segkern.ops.dense_crf import (
     PairwiseTerm,
@@ -68,11 +68,11 @@ class CRFAsRNN(torch.nn.Module):
         RuntimeError: what :func:`segkern.ops.permutohedral_build` raises; on CUDA where a gradient
             is needed and the operator has none.
 
-    Differentiable once in logits and parameters, not in the image. Deterministic, on the CPU for
-    any number of threads. Zheng et al., arXiv:1502.03240. The widths are fixed, the filters divided
-    by their mass afterwards. Deviations: the 1e-20 added to the mass (2.2e-16 in the port) does
-    not matter, as every pixel counts itself; no crop or padding to 500x500, so that no padded
-    pixels take part.
+    Differentiable once in logits and parameters, not in the image. Deterministic. The widths are
+    fixed, the filters divided by their mass afterwards, features ordered x, y, colours. Zheng et
+    al., arXiv:1502.03240. Deviations: 1e-20 is added to the mass as in the release (2.2e-16 in the
+    port), which does not matter, as every pixel counts itself; images are not cropped or padded to
+    500x500, so that no padded pixels take part.
 
     Example:
         >>> import torch
@@ -96,16 +96,17 @@ class CRFAsRNN(torch.nn.Module):
         memory: str = "store",
     ) -> None:
         super().__init__()
-        _check_count("num_labels", num_labels)
-        _check_count("training_iterations", training_iterations)
-        _check_count("iterations", iterations)
-        _check_choice("kernel_weights", kernel_weights, KERNEL_WEIGHTS)
-        _check_choice("memory", memory, ("store", "recompute"))
+        layer = "CRFAsRNN"
+        check_count(layer, "num_labels", num_labels)
+        check_count(layer, "training_iterations", training_iterations)
+        check_count(layer, "iterations", iterations)
+        check_choice(layer, "kernel_weights", kernel_weights, KERNEL_WEIGHTS)
+        check_choice(layer, "memory", memory, ("store", "recompute"))
         self.num_labels, self.kernel_weights = num_labels, kernel_weights
-        *self.gaussian_widths, spatial = _numbers("gaussian", gaussian, ("sxy", "weight"))
-        *self.bilateral_widths, appearance = _numbers(
-            "bilateral", bilateral, ("sxy", "srgb", "weight")
-        )
+        parts = ("sxy", "srgb", "weight")
+        self.gaussian_sxy, spatial = term_numbers(layer, "gaussian", gaussian, parts[::2])
+        *widths, appearance = term_numbers(layer, "bilateral", bilateral, parts)
+        self.bilateral_widths = tuple(widths)
         self.training_iterations, self.iterations = training_iterations, iterations
         self.memory = memory
         self.spatial_weights = torch.nn.Parameter(self._start(spatial))
@@ -132,7 +133,8 @@ class CRFAsRNN(torch.nn.Module):
             q, _ = mean_field(-unary, terms, count - 1, memory=memory)
             for term in terms:
                 message = permutohedral_filter(q, term.lattice) * term.after[:, None]
-                unary = unary - term.cost @ message
+                # Not matmul, which rounds in another way where a gradient is needed.
+                unary = unary - torch.bmm(term.cost.expand(len(message), -1, -1), message)
         return unary.view(logits.shape).to(logits.dtype)
 
     def load_port(self, state_dict: Mapping[str, Tensor]) -> None:
@@ -165,7 +167,7 @@ class CRFAsRNN(torch.nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.num_labels}, kernel_weights={self.kernel_weights!r}, "
-            f"gaussian_widths={self.gaussian_widths}, bilateral_widths={self.bilateral_widths}, "
+            f"gaussian_sxy={self.gaussian_sxy}, bilateral_widths={self.bilateral_widths}, "
             f"training_iterations={self.training_iterations}, iterations={self.iterations}"
         )
 
@@ -186,7 +188,7 @@ class CRFAsRNN(torch.nn.Module):
 
     def _spatial_term(self, size: tuple[int, ...], device: torch.device) -> PairwiseTerm:
         """The spatial lattice and its mass, kept for the next image of this size."""
-        key = (size, device, tuple(self.gaussian_widths))
+        key = (size, device)
         if torch.compiler.is_compiling():
             return self._build_spatial(size, device)
         if self._spatial is None or self._spatial[0] != key:
@@ -196,7 +198,7 @@ class CRFAsRNN(torch.nn.Module):
         return self._spatial[1]
 
     def _build_spatial(self, size: tuple[int, ...], device: torch.device) -> PairwiseTerm:
-        features = position_features("CRFAsRNN", size, *self.gaussian_widths, device)
+        features = position_features("CRFAsRNN", size, self.gaussian_sxy, device)
         return pairwise_term(features, features.new_zeros(()), "after")
 
     def _check_inputs(self, logits: Tensor, image: Tensor) -> None:
@@ -219,33 +221,3 @@ class CRFAsRNN(torch.nn.Module):
 
 def _with_cost(term: PairwiseTerm, cost: Tensor) -> PairwiseTerm:
     return PairwiseTerm(term.lattice, term.before, term.after, cost)
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"CRFAsRNN: {name} must be an integer of at least 1, got {value!r}")
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        shown = ", ".join(map(repr, allowed))
-        raise ValueError(f"CRFAsRNN: {name} must be one of {shown}, got {value!r}")
-
-
-def _numbers(name: str, given: Sequence, parts: Sequence[str]) -> list:
-    """The widths, each a positive number or several, and the weight of a term."""
-    message = f"CRFAsRNN: {name} must be ({', '.join(parts)}), widths positive, got {given!r}"
-    if not isinstance(given, (tuple, list)) or len(given) != len(parts):
-        raise ValueError(message)
-    *widths, weight = given
-    for width in widths:
-        several = width if isinstance(width, (tuple, list)) else (width,)
-        if not all(_is_number(value) and value > 0 for value in several):
-            raise ValueError(message)
-    if not _is_number(weight):
-        raise ValueError(message)
-    return [*widths, float(weight)]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
