@@ -16,8 +16,8 @@ class BilateralFilter(torch.nn.Module):
     """Averages values over pixels that are near and of similar colour.
 
     Args:
-        sxy: width in pixels, a number or (sx, sy).
-        srgb: width in colour, in the units of the guide: a number or one per channel.
+        sxy: width in pixels, a number or (sx, sy), or a tensor (a parameter is learned).
+        srgb: width in colour, in the units of the guide: a number or one per channel, or a tensor.
         normalize: divide by the filtered ones, which makes it an average; otherwise raw sums.
 
     Shape:
@@ -25,8 +25,8 @@ class BilateralFilter(torch.nn.Module):
         - guide: (N, G, H, W) or (1, G, H, W), uint8 or floating.
         - Output: that of values.
 
-    Differentiable in the values, not in the guide. Deterministic as
-    :func:`segkern.ops.permutohedral_filter`.
+    Differentiable in the values, and on the CPU in widths and guides that want a gradient.
+    Deterministic on the CPU.
 
     Example:
         >>> import torch
@@ -59,14 +59,16 @@ class BilateralFilter(torch.nn.Module):
                 f"BilateralFilter: guide must be one image or {values.shape[0]} like values, "
                 f"got {tuple(guide.shape)}"
             )
-        features = bilateral_features("BilateralFilter", guide.detach(), self.sxy, self.srgb)
+        features = bilateral_features("BilateralFilter", guide, self.sxy, self.srgb)
         lattice = ops.permutohedral_build(features)
+        learned = features if features.requires_grad else None  # through the widths or the guide
         # The sums in float32: in half precision they overflow before they are divided.
-        filtered = ops.permutohedral_filter(values.float(), lattice)
+        filtered = ops.permutohedral_filter(values.float(), lattice, features=learned)
         if not self.normalize:
             return filtered.to(values.dtype)
         ones = torch.ones(features.shape[0], 1, features.shape[1], device=values.device)
-        mass = ops.permutohedral_filter(ones, lattice).view(-1, 1, *values.shape[2:])
+        mass = ops.permutohedral_filter(ones, lattice, features=learned)
+        mass = mass.view(-1, 1, *values.shape[2:])
         return (filtered / (mass + 1e-20)).to(values.dtype)
 
     def extra_repr(self) -> str:

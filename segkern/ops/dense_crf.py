@@ -248,7 +248,7 @@ def bilateral_features(op: str, image: Tensor, sxy: Widths, srgb: Widths) -> Ten
     positions = position_features(op, size, sxy, image.device)
     planes[:, :dims] = positions.transpose(1, 2).reshape(1, dims, *size)
     divisors = torch.tensor(colours, device=image.device).view(-1, *[1] * dims)
-    planes[:, dims:].copy_(image).div_(divisors)
+    torch.div(image.float(), divisors, out=planes[:, dims:])
     return planes.flatten(2).transpose(1, 2)
 
 

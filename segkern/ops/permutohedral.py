@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import NamedTuple
 
@@ -139,7 +138,7 @@ def permutohedral_filter(
     rows = values
     if values.dim() == 2 and lattice.vertex.shape[0] == 1 and values.shape[1] == points:
         rows = values[None]
-    if rows.dim() < 3 or math.prod(rows.shape[2:]) != points:
+    if rows.dim() < 3 or rows.shape[2:].numel() != points:
         raise ValueError(
             f"{op}: values must be (N, C, P) with P = {points} in one or more dimensions, "
             f"got {tuple(values.shape)}"

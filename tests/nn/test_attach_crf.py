@@ -181,7 +181,7 @@ def test_smaller_scores_are_enlarged():
 def test_compiles_in_one_graph():
     """Forward and backward, with the gradients of the plain network."""
     torch._dynamo.reset()
-    picture, _ = scene(size=(17, 24))
+    picture, _ = scene(1, (17, 24))
     gradients = []
     for backend in (None, "aot_eager"):
         model = attach_crf(built("segnet_basic"), **OPTIONS).train()
