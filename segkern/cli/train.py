@@ -164,6 +164,22 @@ def train(
             help="Decay norm layers and PReLU slopes.",
         ),
     ] = None,
+    crf_weights_lr_mult: Annotated[
+        float | None,
+        _option(
+            "--crf-weights-lr-mult",
+            panel=_RECIPE,
+            help="Factor on the rate of a CRF's kernel weights.",
+        ),
+    ] = None,
+    crf_compatibility_lr_mult: Annotated[
+        float | None,
+        _option(
+            "--crf-compatibility-lr-mult",
+            panel=_RECIPE,
+            help="Factor on the rate of a CRF's compatibilities.",
+        ),
+    ] = None,
     crop: Annotated[
         str | None, _option("--crop", panel=_RECIPE, metavar="HxW|none", help="Random crop.")
     ] = None,
@@ -198,6 +214,15 @@ def train(
             help="An option of the network's own; may be given several times.",
         ),
     ] = None,
+    crf: Annotated[
+        bool,
+        _option(
+            "--crf",
+            panel=_NETWORK,
+            help="End the network with a CRF-as-RNN; for its options "
+            "--option 'crf={\"kernel_weights\": \"vector\"}'.",
+        ),
+    ] = False,
     device: Annotated[
         str | None,
         _option("--device", panel=_MACHINE, metavar="NAME", help="auto (default), cpu or cuda."),
@@ -295,13 +320,15 @@ def train(
         input=input_mode,
         bias_lr_mult=bias_lr_mult,
         bias_decay_mult=bias_decay_mult,
+        crf_weights_lr_mult=crf_weights_lr_mult,
+        crf_compatibility_lr_mult=crf_compatibility_lr_mult,
         norm_decay=norm_decay,
         crop=crop if crop in (None, "none") else parse_size(crop),
         flip=flip,
         scale=scale if scale in (None, "none") else _range(scale),
         weights=weights,
         weights_backbone=weights_backbone,
-        model_options=_options(option),
+        model_options=_options(option, crf),
         device=device,
         devices=devices,
         nodes=nodes,
@@ -331,13 +358,11 @@ def _range(text: str) -> tuple[float, float]:
     return low, high
 
 
-def _options(pairs: list[str] | None) -> dict[str, Any] | None:
+def _options(pairs: list[str] | None, crf: bool) -> dict[str, Any] | None:
     from segkern.engine.errors import EngineError
 
-    if not pairs:
-        return None
-    options = {}
-    for pair in pairs:
+    options: dict[str, Any] = {"crf": True} if crf else {}
+    for pair in pairs or ():
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise EngineError(f"train: option must be KEY=VALUE, got {pair!r}")
@@ -345,4 +370,4 @@ def _options(pairs: list[str] | None) -> dict[str, Any] | None:
             options[key] = json.loads(text)
         except ValueError:  # a plain word
             options[key] = text
-    return options
+    return options or None

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from segkern.engine.errors import EngineError
+from segkern.nn import CRFAsRNN, DenseCRF
 
 
 def parameter_groups(
@@ -18,19 +19,23 @@ def parameter_groups(
     bias_lr_mult: float = 1.0,
     bias_decay_mult: float = 1.0,
     norm_decay: bool = True,
+    crf_weights_lr_mult: float = 1.0,
+    crf_compatibility_lr_mult: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Split the trainable parameters of `network` into at most three groups.
+    """Split the trainable parameters of `network` into at most five groups.
 
     * weights of convolutions and linear layers: `lr`, `weight_decay`;
     * their biases: `lr * bias_lr_mult`, `weight_decay * bias_decay_mult` (Caffe's lr_mult and
       decay_mult);
     * everything else with at most one dimension (scale and shift of normalisation layers, PReLU
-      slopes): `lr`, and `weight_decay` only where `norm_decay` is true.
+      slopes): `lr`, and `weight_decay` only where `norm_decay` is true;
+    * kernel weights and compatibilities of CRF layers, a group each: `lr` times their factor, no
+      decay, which would draw them to a CRF that does nothing.
 
     Groups have the key `name`; empty groups are left out. A parameter shared by two layers is
     listed once.
     """
-    norms, biases, weights = [], [], []
+    norms, biases, weights, crf_weights, crf_compatibilities = [], [], [], [], []
     seen: set[int] = set()
     for module in network.modules():
         own = list(module.named_parameters(recurse=False))
@@ -39,7 +44,9 @@ def parameter_groups(
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            if parameter.ndim > 1:
+            if isinstance(module, (CRFAsRNN, DenseCRF)):
+                (crf_compatibilities if name == "compatibility" else crf_weights).append(parameter)
+            elif parameter.ndim > 1:
                 weights.append(parameter)
             elif name == "bias" and has_weight_matrix:
                 biases.append(parameter)
@@ -59,6 +66,18 @@ def parameter_groups(
             "lr": lr,
             "weight_decay": weight_decay if norm_decay else 0.0,
         },
+        {
+            "name": "crf_weights",
+            "params": crf_weights,
+            "lr": lr * crf_weights_lr_mult,
+            "weight_decay": 0.0,
+        },
+        {
+            "name": "crf_compatibility",
+            "params": crf_compatibilities,
+            "lr": lr * crf_compatibility_lr_mult,
+            "weight_decay": 0.0,
+        },
     ]
     return [group for group in groups if group["params"]]
 
@@ -72,6 +91,8 @@ def build_optimizer(network: nn.Module, recipe: Any) -> torch.optim.Optimizer:
         bias_lr_mult=recipe.bias_lr_mult,
         bias_decay_mult=recipe.bias_decay_mult,
         norm_decay=recipe.norm_decay,
+        crf_weights_lr_mult=recipe.crf_weights_lr_mult,
+        crf_compatibility_lr_mult=recipe.crf_compatibility_lr_mult,
     )
     if not groups:
         raise EngineError("train: the network has no trainable parameters")

@@ -463,12 +463,17 @@ def _build_network(settings: TrainSettings, num_classes: int, *, resume: bool) -
         if resume
         else {"weights": settings.weights, "weights_backbone": settings.weights_backbone}
     )
+    options = dict(settings.model_options)
+    if options.get("crf"):
+        # The CRF has to know how the images are scaled in this run.
+        own = {} if options["crf"] is True else options["crf"]
+        options["crf"] = {"input": settings.recipe["input"], **own}
     try:
         return create_model(
             settings.model,
             num_classes=num_classes,
             **first,
-            **settings.model_options,
+            **options,
         )
     except (ValueError, TypeError, WeightsError, OSError) as error:
         raise EngineError(f"train: {error}") from error

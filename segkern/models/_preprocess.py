@@ -56,5 +56,29 @@ def preprocess(images: Tensor, mode: str) -> Tensor:
     return flipped if mode == "bgr" else flipped - _channels(CAFFE_MEAN_BGR, images)
 
 
+def to_levels(mode: str, channels: int = 3) -> tuple[Tensor, Tensor]:
+    """Scale and shift (channels, 1, 1), float32, from a network's input back to levels of 0..255.
+
+    Channels keep their order, and what ``"caffe"`` subtracts stays subtracted: a level is one grey
+    level of the 8-bit image, from wherever it is counted.
+
+    Raises:
+        ValueError: If ``mode`` is unknown, or is for 3 channels and there are others.
+
+    Example:
+        >>> scale, shift = to_levels("unit")
+        >>> (torch.full((3, 1, 1), 0.5) * scale + shift).flatten()
+        tensor([127.5000, 127.5000, 127.5000])
+    """
+    if mode not in INPUT_MODES:
+        raise ValueError(f"to_levels: mode must be one of {', '.join(INPUT_MODES)}, got {mode!r}")
+    like = torch.ones(channels, 1, 1)
+    if mode == "imagenet":
+        if channels != 3:
+            raise ValueError(f"to_levels: mode 'imagenet' needs 3 channels, got {channels}")
+        return 255 * _channels(IMAGENET_STD, like), 255 * _channels(IMAGENET_MEAN, like)
+    return like * (255 if mode == "unit" else 1), torch.zeros_like(like)
+
+
 def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)

@@ -34,6 +34,9 @@ class Recipe:
         bias_lr_mult: Factor on the learning rate of convolution biases.
         bias_decay_mult: Factor on the weight decay of convolution biases.
         norm_decay: Whether normalisation parameters and PReLU slopes are decayed.
+        crf_weights_lr_mult: Factor on the learning rate of the kernel weights of a CRF layer,
+            which are never decayed.
+        crf_compatibility_lr_mult: The same for its compatibilities.
         crop: Size of a random crop, or ``None``.
         resize: Size every image is resized to before the crop, or ``None``.
         flip: Whether images are mirrored at random.
@@ -62,6 +65,8 @@ class Recipe:
     bias_lr_mult: float = 1.0
     bias_decay_mult: float = 1.0
     norm_decay: bool = True
+    crf_weights_lr_mult: float = 1.0
+    crf_compatibility_lr_mult: float = 1.0
     crop: tuple[int, int] | None = None
     resize: tuple[int, int] | None = None
     flip: bool = False

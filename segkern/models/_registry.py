@@ -14,6 +14,10 @@ from torch import nn
 
 from segkern.models._recipe import INPUT_MODES, Recipe
 from segkern.models._weights import Weights, apply_weights, open_weights
+from segkern.nn.attach_crf import attach_crf
+
+# Of the layer's names in the state dict of a network with a CRF.
+CRF_PREFIX = "crf."
 
 _ENTRIES: dict[str, ModelEntry] = {}
 
@@ -139,6 +143,7 @@ def create_model(
     in_channels: int | None = None,
     weights: str | Path | None = None,
     weights_backbone: str | Path | None = None,
+    crf: bool | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a network.
@@ -154,6 +159,8 @@ def create_model(
             defaults then.
         weights_backbone: Weights of the part that was trained on something else before, for
             networks with a ``load_backbone`` method, which says what it takes.
+        crf: End the network with a CRF-as-RNN: ``True``, or the arguments of
+            :func:`segkern.nn.attach_crf`, which makes it. ``None``: as ``weights`` has it.
         **options: The network's own, see its config class.
 
     Returns:
@@ -199,11 +206,25 @@ def create_model(
         if not hasattr(model, "load_backbone"):
             raise ValueError(f"create_model: {name} has no backbone to load weights_backbone into")
         model.load_backbone(weights_backbone)
-    if opened is not None:
+    if opened is None:
+        return _with_crf(model, crf)
+    if opened.card.get("input") in INPUT_MODES:
+        model.recipe = dataclasses.replace(model.recipe, input=opened.card["input"])
+    if any(key.startswith(CRF_PREFIX) for key in opened.state_dict):
+        recorded_crf = (opened.card.get("config") or {}).get("crf", True)
+        model = _with_crf(model, recorded_crf if crf is None else crf)
         apply_weights(model, opened)
-        if opened.card.get("input") in INPUT_MODES:
-            model.recipe = dataclasses.replace(model.recipe, input=opened.card["input"])
-    return model
+        return model
+    apply_weights(model, opened)
+    return _with_crf(model, crf)
+
+
+def _with_crf(model: nn.Module, crf: bool | Mapping[str, Any] | None) -> nn.Module:
+    if crf is None or crf is False:
+        return model
+    if crf is not True and not isinstance(crf, Mapping):
+        raise TypeError(f"create_model: crf must be a bool or a dict, got {type(crf).__name__}")
+    return attach_crf(model, **({} if crf is True else crf))
 
 
 def _recorded_options(entry: ModelEntry, opened: Weights) -> dict[str, Any]:

@@ -5,7 +5,19 @@ torch class of the same name; what is added is a keyword with a default that cha
 """
 
 from segkern.nn._convert import Swap, convert
+from segkern.nn.attach_crf import CRFNetwork, attach_crf
 from segkern.nn.crf import BilateralFilter, DenseCRF
+from segkern.nn.crf_rnn import CRFAsRNN
 from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
 
-__all__ = ["BilateralFilter", "DenseCRF", "MaxPool2d", "MaxUnpool2d", "Swap", "convert"]
+__all__ = [
+    "BilateralFilter",
+    "CRFAsRNN",
+    "CRFNetwork",
+    "DenseCRF",
+    "MaxPool2d",
+    "MaxUnpool2d",
+    "Swap",
+    "attach_crf",
+    "convert",
+]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from segkern import ops
+from segkern.nn._crf_arguments import check_choice, check_count, term_numbers
 from segkern.ops.dense_crf import NORMALIZATIONS, bilateral_features
 
 
@@ -46,17 +47,25 @@ class BilateralFilter(torch.nn.Module):
         self.sxy, self.srgb, self.normalize = sxy, srgb, normalize
 
     def forward(self, values: Tensor, guide: Tensor) -> Tensor:
+        if not values.is_floating_point():
+            raise TypeError(f"BilateralFilter: values must be floating, got {values.dtype}")
         if values.shape[2:] != guide.shape[2:]:
             raise ValueError(
                 f"BilateralFilter: guide must have the size of values {tuple(values.shape[2:])}, "
                 f"got {tuple(guide.shape)}"
             )
+        if guide.shape[0] not in (1, values.shape[0]):
+            raise ValueError(
+                f"BilateralFilter: guide must be one image or {values.shape[0]} like values, "
+                f"got {tuple(guide.shape)}"
+            )
         features = bilateral_features("BilateralFilter", guide, self.sxy, self.srgb)
         lattice = ops.permutohedral_build(features)
         learned = features if features.requires_grad else None  # through the widths or the guide
-        filtered = ops.permutohedral_filter(values, lattice, features=learned)
+        # The sums in float32: in half precision they overflow before they are divided.
+        filtered = ops.permutohedral_filter(values.float(), lattice, features=learned)
         if not self.normalize:
-            return filtered
+            return filtered.to(values.dtype)
         ones = torch.ones(features.shape[0], 1, features.shape[1], device=values.device)
         mass = ops.permutohedral_filter(ones, lattice, features=learned)
         mass = mass.view(-1, 1, *values.shape[2:])
@@ -74,6 +83,10 @@ class DenseCRF(torch.nn.Module):
     it) at the start. They are parameters with `learnable`, otherwise buffers, and in the
     ``state_dict`` either way.
 
+    Costs are weight times compatibility: a weight per label is that of the label that sends, so
+    that ``diag(gaussian_weight)`` stands right of the matrix. A learnt matrix need not stay
+    symmetric.
+
     Args:
         num_labels: L.
         gaussian: (sxy, weight) of the smoothness term, or None.
@@ -85,7 +98,11 @@ class DenseCRF(torch.nn.Module):
     Shape:
         - logits: (N, L, H, W), of which the unary energies are minus the log-softmax.
         - image: (N, C, H, W), uint8 or floating, in the units of ``srgb``.
-        - Output: log-marginals (N, L, H, W), in the dtype of logits.
+        - Output: log-marginals (N, L, H, W), in the dtype of logits; none is below ln 1e-20, and
+          those that would be pass on no gradient.
+
+    Differentiable in logits, weights and compatibility, not in the image. Deterministic as
+    :func:`segkern.ops.dense_crf`. :class:`CRFAsRNN` is the layer with full matrices of weights.
 
     Example:
         >>> import torch
@@ -107,13 +124,14 @@ class DenseCRF(torch.nn.Module):
         learnable: bool = False,
     ) -> None:
         super().__init__()
-        if num_labels < 1:
-            raise ValueError(f"DenseCRF: num_labels must be at least 1, got {num_labels}")
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(
-                f"DenseCRF: normalization must be one of {', '.join(NORMALIZATIONS)}, "
-                f"got {normalization!r}"
-            )
+        check_count("DenseCRF", "num_labels", num_labels)
+        check_count("DenseCRF", "iterations", iterations, least=0)
+        check_choice("DenseCRF", "normalization", normalization, NORMALIZATIONS)
+        parts = ("sxy", "srgb", "weight")
+        if gaussian is not None:
+            gaussian = term_numbers("DenseCRF", "gaussian", gaussian, parts[::2])
+        if bilateral is not None:
+            bilateral = term_numbers("DenseCRF", "bilateral", bilateral, parts)
         self.num_labels = num_labels
         self.normalization, self.iterations = normalization, iterations
         self.gaussian_sxy = None if gaussian is None else gaussian[0]
@@ -131,6 +149,8 @@ class DenseCRF(torch.nn.Module):
                 self.register_buffer(name, value)
 
     def forward(self, logits: Tensor, image: Tensor) -> Tensor:
+        if not logits.is_floating_point():
+            raise TypeError(f"DenseCRF: logits must be floating, got {logits.dtype}")
         if logits.dim() != 4 or logits.shape[1] != self.num_labels:
             raise ValueError(
                 f"DenseCRF: logits must be (N, {self.num_labels}, H, W), got {tuple(logits.shape)}"
@@ -143,7 +163,7 @@ class DenseCRF(torch.nn.Module):
             bilateral = {"sxy": sxy, "srgb": srgb, "weight": self.bilateral_weight}
         q = ops.dense_crf(
             -logits.float().log_softmax(1),
-            image,
+            image.detach(),
             gaussian=gaussian,
             bilateral=bilateral,
             compatibility=self.compatibility,

@@ -21,6 +21,7 @@ from segkern.engine.optim import LRFactor, build_optimizer, parameter_groups
 from segkern.engine.settings import TrainSettings, parse_duration, parse_size, resolve, resume
 from segkern.engine.state import RunState, capture_rng, restore_rng
 from segkern.models import Recipe
+from segkern.nn import CRFAsRNN, DenseCRF
 
 
 def small_network() -> nn.Module:
@@ -40,6 +41,26 @@ def test_groups_follow_caffe_conventions() -> None:
     )
     table = {g["name"]: (len(g["params"]), g["lr"], g["weight_decay"]) for g in groups}
     assert table == {"weight": (2, 0.1, 5e-4), "bias": (1, 0.2, 0.0), "norm": (3, 0.1, 0.0)}
+
+
+def test_groups_of_a_crf_have_rates_of_their_own() -> None:
+    network = small_network().append(CRFAsRNN(2)).append(DenseCRF(2, learnable=True))
+    recipe = Recipe(
+        lr=1e-3,
+        weight_decay=5e-4,
+        crf_weights_lr_mult=10000,
+        crf_compatibility_lr_mult=1000,
+        batch_size=1,
+        epochs=1,
+    )
+    for optimizer in ("sgd", "adam"):
+        groups = build_optimizer(network, dataclasses.replace(recipe, optimizer=optimizer))
+        table = {g["name"]: (len(g["params"]), g["lr"]) for g in groups.param_groups}
+        assert table["crf_weights"] == (4, pytest.approx(10.0))
+        assert table["crf_compatibility"] == (2, pytest.approx(1.0))
+        assert table["weight"] == (2, 1e-3)
+        decays = {g["name"]: g["weight_decay"] for g in groups.param_groups}
+        assert decays["crf_weights"] == decays["crf_compatibility"] == 0
 
 
 def test_groups_hold_each_trainable_parameter_once() -> None:
