@@ -13,13 +13,29 @@
 
 namespace segkern {
 
+constexpr size_t kLargePage = size_t{2} << 20;
+
+// Asks for large pages under the whole ones of a range not touched yet: one page fault instead of
+// 512.
+inline void prefer_large_pages(void* data, size_t bytes) {
+#if defined(__linux__)
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (begin + kLargePage - 1) / kLargePage * kLargePage;
+  const uintptr_t last = (begin + bytes) / kLargePage * kLargePage;
+  if (first < last) {
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 // Floats aligned for vectors; large ones in large pages where the system gives them, which saves
 // most of the page faults of memory that is used once.
 class AlignedFloats {
  public:
   AlignedFloats() = default;
   explicit AlignedFloats(int64_t size, bool zero = false) {
-    constexpr size_t kLargePage = size_t{2} << 20;
     const size_t bytes = static_cast<size_t>(size) * sizeof(float);
     const size_t alignment = bytes >= 2 * kLargePage ? kLargePage : 64;
     const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
@@ -27,11 +43,7 @@ class AlignedFloats {
     if (!data_) {
       throw std::bad_alloc();
     }
-#if defined(__linux__)
-    if (alignment == kLargePage) {
-      madvise(data_, rounded, MADV_HUGEPAGE);
-    }
-#endif
+    prefer_large_pages(data_, rounded);
     if (zero) {
       std::memset(data_, 0, bytes);
     }

@@ -70,6 +70,9 @@ std::tuple<Tensor, Tensor, Tensor> dense_crf_cpu(const Tensor& unary, std::optio
   const int64_t plane = call.labels * call.points;
   Tensor q = empty_in_layout(sizes_of(unary), ScalarType::Float, unary, false);
   Tensor history = empty_in_layout(history_sizes(call, keep), ScalarType::Float, unary, false);
+  for (const Tensor& filled : {q, history}) {
+    prefer_large_pages(filled.data_ptr(), filled.numel() * sizeof(float));
+  }
   Tensor kl = empty_in_layout({want_kl ? call.batch : 0}, ScalarType::Double, unary, false);
   if (call.points == 0 || call.labels == 0) {
     std::fill_n(static_cast<double*>(kl.data_ptr()), kl.numel(), 0.0);

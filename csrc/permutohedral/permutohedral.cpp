@@ -17,6 +17,9 @@ using SixTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 SixTensors permutohedral_build_cpu(const Tensor& features) {
   constexpr const char* op = "permutohedral_build";
   LatticeTensors lattice = empty_lattice(op, features);
+  for (const Tensor& filled : {lattice.vertex, lattice.weight, lattice.slot}) {
+    prefer_large_pages(filled.data_ptr(), filled.numel() * 4);
+  }
   auto* counts = static_cast<int64_t*>(lattice.count.data_ptr());
   for (int64_t item = 0; item < lattice.batch(); ++item) {
     const PointFeatures points = {

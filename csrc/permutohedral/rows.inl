@@ -540,7 +540,9 @@ void pack(const float* planes, int64_t plane, int64_t channels, float sign, floa
     for (; i + 8 <= n; i += 8) {
       HalfRow tile[8];
       for (int k = 0; k < 8; ++k) {
-        tile[k] = k < present ? sign * load_anywhere(planes + (c + k) * plane + i) : filler;
+        const float* from = planes + (c + k) * plane + i;
+        tile[k] = k < present ? sign * load_anywhere(from) : filler;
+        __builtin_prefetch(from + kStreamAhead);
       }
       transpose_8x8(tile);
       for (int k = 0; k < 8; ++k) {
