@@ -85,5 +85,8 @@ def expand(
 
 
 def allowed(case: Case, device: str) -> bool:
-    """float16 rows belong to the GPU: on the CPU the half type in use is bfloat16."""
+    """float16 rows belong to the GPU: on the CPU the half type in use is bfloat16. A case may name
+    its ``devices``."""
+    if device not in case.options.get("devices", (device,)):
+        return False
     return device != "cpu" or case.dtype != "float16"

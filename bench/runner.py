@@ -65,12 +65,14 @@ class Runner:
         peer: Contender,
         check: Check,
         compiled: Callable[[], object] | None = None,
+        note: str = "",
     ) -> None:
         """Compare each variant's values with the peer's, then time all of them together.
 
         ``peer`` is the peer's eager form; its CUDA-graph form is added on CUDA, and ``compiled``,
         its torch.compile form, where given. ``check(variant, our_result, peer_result)`` raises
-        AssertionError on values that differ.
+        AssertionError on values that differ. ``note`` goes with the row: a size that its time
+        depends on.
         """
         with thread_count(case.threads):
             expected = peer.make()()
@@ -81,9 +83,9 @@ class Runner:
                     check(variant, peers.cuda_graph(contender.make)(), expected)
             del expected
             if self.timed:
-                self._time(case, ours, peer, compiled)
+                self._time(case, ours, peer, compiled, note)
 
-    def _time(self, case, ours, peer, compiled) -> None:
+    def _time(self, case, ours, peer, compiled, note) -> None:
         clock = self._clock(case)
         calls = {("peer", "eager"): peer.make()}
         calls |= {(name, "eager"): contender.make() for name, contender in ours.items()}
@@ -120,6 +122,7 @@ class Runner:
                 "layout": case.layout,
                 "threads": case.threads,
                 "variant": variant,
+                "note": note,
                 "peer": peer.library,
                 "ours": figures(variant, contender),
                 "peers": theirs,

@@ -65,6 +65,7 @@ def line(row: Row) -> str:
         f"    {number(ours['gbps'])} GB/s, {percent(ours)} of copy ({row['peer']} "
         f"{number(theirs['gbps'])}, {percent(theirs)}); floor {number(row['floor_ms'])} ms; peak "
         f"{mebibytes(ours_peak(row))} MiB ({row['peer']} {mebibytes(theirs['peak_bytes'])})"
+        + (f"; {row['note']}" if row.get("note") else "")
     )
 
 
@@ -231,7 +232,8 @@ def device_block(content: Mapping[str, Any], rows: list[Row]) -> list[str]:
     name = f"**{content['device']['name']}**"
     text = ["", name, "", device_note(content, rows), "", legend, ""]
     for place, ((title, shape, setting), group) in enumerate(groups.items()):
-        caption = f"{title}, {shape}, {setting}{index_note(group)}"
+        note = f"; {group[0]['note']}" if group[0].get("note") else ""
+        caption = f"{title}, {shape}, {setting}{note}{index_note(group)}"
         table = comparison(group, threads)
         if place == 0:
             text += [caption, "", *table, ""]
