@@ -74,7 +74,7 @@ def mixture_mean_field(log_unary: Tensor, penalty: Tensor, *, log: bool = True) 
         RuntimeError: channels of `penalty` that are no multiple of L; no kernels for the device.
 
     Differentiable once in both; penalties that are not the first minimum get 0. Deterministic on
-    every device. Liu et al., arXiv:1509.02634, equations 8 and 13.
+    every device. Liu et al., arXiv:1509.02634.
 
     Example:
         >>> import torch
