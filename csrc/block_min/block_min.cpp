@@ -34,9 +34,8 @@ std::tuple<Tensor, Tensor> mixture_mean_field_cpu(const Tensor& log_unary, const
   return {call.out, call.indices};
 }
 
-std::tuple<Tensor, Tensor> mixture_mean_field_backward_cpu(const Tensor& grad, const Tensor& output,
-                                                           const Tensor& indices, int64_t mixtures,
-                                                           bool log) {
+std::tuple<Tensor, Tensor> mixture_mean_field_backward_cpu(
+    const Tensor& grad, const Tensor& output, const Tensor& indices, int64_t mixtures, bool log) {
   BlockMinCall call = prepare_mean_field_pass_backward(grad, output, indices, mixtures, log);
   if (has_work(call.params)) {
     mean_field_pass_bwd_cpu(call.params);

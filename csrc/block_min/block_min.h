@@ -1,10 +1,11 @@
 // The smallest of every K consecutive channels, alone and inside one mean field pass:
 //
 //   block_min:   out_u = min over k of in_(u K + k), code_u = the first k that has it
-//   mean_field:  x_u = unary_u - min over k of penalty_(u K + k), out = softmax or log-softmax over u
+//   mean_field:  x_u = unary_u - min over k of penalty_(u K + k), out = (log-)softmax over u
 //
 // A NaN among the K is the smallest, and the first one counts. Tensors are (items, channels, area)
-// or (items, area, channels) in memory, all of a call the same way. Includes neither torch nor CUDA.
+// or (items, area, channels) in memory, all of a call the same way. Includes neither torch nor
+// CUDA.
 #pragma once
 
 #include <cstdint>

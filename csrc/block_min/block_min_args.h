@@ -100,8 +100,8 @@ inline BlockMinCall prepare_mean_field_pass(const Tensor& unary, const Tensor& p
                     penalty.size(3) == unary.size(3);
   SEGKERN_CHECK(fits && penalty.scalar_type() == unary.scalar_type() &&
                     penalty.device() == unary.device(),
-                op, ": penalty must be (N, L * K, H, W) of the dtype and device of log_unary (N, L, "
-                "H, W), got ", shape_string(sizes_of(penalty)), " for ",
+                op, ": penalty must be (N, L * K, H, W) of the dtype and device of log_unary "
+                "(N, L, H, W), got ", shape_string(sizes_of(penalty)), " for ",
                 shape_string(sizes_of(unary)));
   BlockMinCall call{};
   BlockMinParams& p = call.params;

@@ -1,5 +1,5 @@
-// A task is a run of pixels of one item: their channels are walked as rows, which the compiler turns
-// into vectors where planes are contiguous. The tasks do not depend on the number of threads.
+// A task is a run of pixels of one item: their channels are walked as rows, which the compiler
+// turns into vectors where planes are contiguous. The tasks do not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -37,9 +37,8 @@ std::tuple<Tensor, Tensor> mixture_mean_field_cuda(const Tensor& log_unary, cons
   return {call.out, call.indices};
 }
 
-std::tuple<Tensor, Tensor> mixture_mean_field_backward_cuda(const Tensor& grad, const Tensor& output,
-                                                           const Tensor& indices, int64_t mixtures,
-                                                           bool log) {
+std::tuple<Tensor, Tensor> mixture_mean_field_backward_cuda(
+    const Tensor& grad, const Tensor& output, const Tensor& indices, int64_t mixtures, bool log) {
   const OnDeviceOf device(grad);
   BlockMinCall call = prepare_mean_field_pass_backward(grad, output, indices, mixtures, log);
   if (has_work(call.params)) {

@@ -34,7 +34,8 @@ std::tuple<Tensor, Tensor> local_quadratic_filter_backward_cpu(
     return {grad_input, grad_weights};
   }
   const Tensor dense = as_layout(grad, false);
-  Tensor through = empty_in_layout(multiply ? sizes_of(input) : IntList{0}, call.wide, input, false);
+  Tensor through =
+      empty_in_layout(multiply ? sizes_of(input) : IntList{0}, call.wide, input, false);
   if (multiply) {
     local_filter_cpu(factor_params(call, dense, through));
   }

@@ -38,12 +38,12 @@ __device__ __forceinline__ void scan_warp(double (&sum)[K]) {
 }
 
 // A thread owns a column of the tile and carries the sums of its window's rows downwards, one row
-// entering and one leaving a step; a block owns a tile of kFilterBandRows rows of one plane. At each
-// row a scan over the columns makes the box sums differences of two prefixes. An element is read
-// twice (the second time from a cache), an image as often for each label; written once. Bound by
-// the scan: about 80 shuffles a column and row, whatever the window.
+// entering and one leaving a step; a block owns a tile of kFilterBandRows rows of one plane. At
+// each row a scan over the columns makes the box sums differences of two prefixes. An element is
+// read twice (the second time from a cache), an image as often for each label; written once. Bound
+// by the scan: about 80 shuffles a column and row, whatever the window.
 template <typename scalar_t, int C>
-__global__ void __launch_bounds__(kBlockThreads, 2) local_filter_kernel(LocalFilterParams p) {
+__global__ void __launch_bounds__(kBlockThreads, 3) local_filter_kernel(LocalFilterParams p) {
   using wide_t = decltype(widen(scalar_t{}));
   constexpr int kSums = 5 + C;
   __shared__ double prefix[kSums][kBlockThreads];
@@ -111,6 +111,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2) local_filter_kernel(LocalFil
       }
     }
     __syncthreads();
+#pragma unroll 1
     for (int other = 0; other < warp; ++other) {
 #pragma unroll
       for (int k = 0; k < kSums; ++k) {

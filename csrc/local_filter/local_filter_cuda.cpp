@@ -42,7 +42,8 @@ std::tuple<Tensor, Tensor> local_quadratic_filter_backward_cuda(
   LocalFilterParams p = transposed_params(call, dense, nullptr, grad_input);
   const int64_t parts = grad_input.numel() > 0 ? local_filter_parts_cuda(p) : 0;
   Tensor partial = empty_in_layout({parts, 2}, ScalarType::Double, input, false);
-  Tensor through = empty_in_layout(multiply ? sizes_of(input) : IntList{0}, call.wide, input, false);
+  Tensor through =
+      empty_in_layout(multiply ? sizes_of(input) : IntList{0}, call.wide, input, false);
   if (parts > 0) {
     if (multiply) {
       launch_local_filter(factor_params(call, dense, through), stream);

@@ -19,7 +19,8 @@ from segkern.models._weights import (
 )
 
 # Importing a network's file registers it.
-from segkern.models import deconvnet, deep_parsing_network, enet, segnet, segnet_basic  # isort: skip
+from segkern.models import deconvnet, enet, segnet, segnet_basic  # isort: skip
+from segkern.models import deep_parsing_network  # isort: skip
 
 __all__ = [
     "LoadReport",

@@ -48,8 +48,8 @@ RECIPE = Recipe(
     flip=True,
     notes=(
         "The paper trains in four stages, each from the weights of the one before: b1 to b11 alone, "
-        "then b12, then b13 and b14 with the rest fixed, then everything; here the option stage, "
-        "or configure_stage. b1 to b10 start from VGG16. The numbers of the optimiser are this "
+        "then b12, then b13 and b14 with the rest fixed, then everything; here the option stage, or "
+        "configure_stage. b1 to b10 start from VGG16. The numbers of the optimiser are this "
         "project's, those usual for VGG16; the paper's are not known to it."
     ),
     source="arXiv:1509.02634 for the stages; the numbers are this project's",
@@ -116,9 +116,7 @@ class ConvReLU(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, dilation: int = 1) -> None:
         super().__init__()
         padding = dilation * (kernel // 2)
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel, padding=padding, dilation=dilation
-        )
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(self.conv(x), inplace=True)
@@ -182,8 +180,8 @@ class DeepParsingNetwork(nn.Module):
     Readings of the paper:
         - b12 and b13 end in a factor and a shift a channel, 1 and 0 at the start.
         - b11 gives probabilities by a softmax; ``unary="sigmoid"`` is the other reading.
-        - b12's colours are in 0..1, its distances in units of 25 pixels, and its window reaches from
-          -25 to 24; its weights start at 1/2500, the layer's parameters being factors of that.
+        - b12's colours are in 0..1, its distances in units of 25 pixels, and its window reaches
+          from -25 to 24; its weights start at 1/2500, the layer's parameters being factors of it.
     """
 
     recipe: Recipe = RECIPE
@@ -236,9 +234,7 @@ class DeepParsingNetwork(nn.Module):
             ValueError: If there is no such stage.
         """
         if stage not in STAGES:
-            raise ValueError(
-                f"deep_parsing_network: stage must be 1, 2, 3 or 4, got {stage!r}"
-            )
+            raise ValueError(f"deep_parsing_network: stage must be 1, 2, 3 or 4, got {stage!r}")
         self.stage = stage
         if hasattr(self, "config"):
             self.config["stage"] = stage

@@ -99,8 +99,8 @@ class MixtureMRF(torch.nn.Module):
     Marginals are filtered around each pixel (b12), gathered over the labels of the neighbourhood by
     a convolution with K contexts a label, channel u K + k being context k of label u (b13; this one
     is an ordinary convolution, torch's), the cheapest context of each label is chosen (b14) and its
-    penalty taken from the log unary (b15). b12 and b13 end in a :class:`ChannelAffine`. At the start
-    penalties are small, so that the result is close to the unary term's softmax.
+    penalty taken from the log unary (b15). b12 and b13 end in a :class:`ChannelAffine`. At the
+    start penalties are small, so that the result is close to the unary term's softmax.
 
     Args:
         num_labels: L.
@@ -133,15 +133,14 @@ class MixtureMRF(torch.nn.Module):
         multiply: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, most in (
-            ("num_labels", num_labels, None),
-            ("mixtures", mixtures, 256),
-            ("context_size", context_size, None),
-        ):
-            if value < 1 or (most is not None and value > most):
-                raise ValueError(f"MixtureMRF: {name} must be positive, got {value}")
-        if context_size % 2 == 0:
-            raise ValueError(f"MixtureMRF: context_size must be odd, got {context_size}")
+        if num_labels < 1:
+            raise ValueError(f"MixtureMRF: num_labels must be positive, got {num_labels}")
+        if not 1 <= mixtures <= 256:
+            raise ValueError(f"MixtureMRF: mixtures must be from 1 to 256, got {mixtures}")
+        if context_size < 1 or context_size % 2 == 0:
+            raise ValueError(
+                f"MixtureMRF: context_size must be positive and odd, got {context_size}"
+            )
         self.filter = LocalQuadraticFilter(filter_size, multiply=multiply)
         self.filter_affine = ChannelAffine(num_labels)
         self.contexts = torch.nn.Conv2d(

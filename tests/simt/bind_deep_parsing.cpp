@@ -1,6 +1,6 @@
-// Python module simt_deep_parsing: the local filter, block minima and mean field passes, through the
-// same choice of kernel and grid as on the device (csrc/*/..._launch.cuh). Half types travel as the
-// bits that simt/numpy.h says.
+// Python module simt_deep_parsing: the local filter, block minima and mean field passes, through
+// the same choice of kernel and grid as on the device (csrc/*/..._launch.cuh). Half types travel as
+// the bits that simt/numpy.h says.
 #include <pybind11/stl.h>
 
 #include <array>

@@ -1,4 +1,4 @@
-"""The Deep Parsing Network's kernels on the CPU, against float64, in every schedule and sanitised."""
+"""DPN's kernels on the CPU, against float64, in every schedule and sanitised."""
 
 from __future__ import annotations
 
