@@ -47,8 +47,8 @@ RECIPE = Recipe(
     crop=(512, 512),
     flip=True,
     notes=(
-        "The paper trains in four stages, each from the weights of the one before: b1 to b11 alone, "
-        "then b12, then b13 and b14 with the rest fixed, then everything; here the option stage, or "
+        "The paper trains in four stages, each from the weights of the one before: b1 to b11, then "
+        "b12, then b13 and b14, the rest being fixed, then everything; here the option stage, or "
         "configure_stage. b1 to b10 start from VGG16. The numbers of the optimiser are this "
         "project's, those usual for VGG16; the paper's are not known to it."
     ),

@@ -50,8 +50,8 @@ def local_quadratic_filter(
         RuntimeError: on CUDA, a window of more than 192 columns; no kernels for the device.
 
     Differentiable once, in `input` and the two weights. Deterministic on every device. Under
-    autocast it keeps the input's dtype. A NaN or an infinity in a plane or in the image may make any
-    result of that plane NaN. Liu et al., "Semantic Image Segmentation via Deep Parsing Network",
+    autocast it keeps the input's dtype. A NaN or an infinity in a plane or in the image may make
+    any result of that plane NaN. Liu et al., "Semantic Image Segmentation via Deep Parsing Network",
     arXiv:1509.02634.
 
     Example:

@@ -200,3 +200,15 @@ def test_layers_refuse_what_they_cannot_do():
     for bad in ({"mixtures": 0}, {"mixtures": 257}, {"context_size": 2}):
         with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
             MixtureMRF(3, **bad)
+
+
+def test_training_tells_the_network_how_its_input_is_scaled(tmp_path):
+    pytest.importorskip("lightning")
+    from segkern.engine.settings import resolve
+    from segkern.engine.train import Job
+
+    given = {"data": "synthetic:16x24", "limit_train": 2, "limit_val": 1, "device": "cpu"}
+    given |= {"input": "unit", "model_options": {"fc_channels": 8, "stage": 2}}
+    job = Job(resolve("deep_parsing_network", tmp_path / "run", given), resume=False, show=None)
+    assert job.network.recipe.input == "unit"
+    assert job.network.stage == 2
