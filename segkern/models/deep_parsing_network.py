@@ -285,8 +285,8 @@ class DeepParsingNetwork(nn.Module):
             return image if mode == "unit" else image / 255
         if self.in_channels != 3:
             return image * (sum(IMAGENET_STD) / len(IMAGENET_STD))
-        planes = zip(image.split(1, dim=1), IMAGENET_STD, strict=True)
-        return torch.cat([plane * scale for plane, scale in planes], dim=1)
+        planes = enumerate(image.split(1, dim=1))
+        return torch.cat([plane * IMAGENET_STD[c] for c, plane in planes], dim=1)
 
     def _initialise(self) -> None:
         msra_(self)

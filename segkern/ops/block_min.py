@@ -71,7 +71,8 @@ def mixture_mean_field(log_unary: Tensor, penalty: Tensor, *, log: bool = True) 
 
     Raises:
         ValueError, TypeError: an argument of the wrong form, dtype or rank.
-        RuntimeError: channels of `penalty` that are no multiple of L; no kernels for the device.
+        RuntimeError: channels of `penalty` that are no multiple of L, another batch or size; no
+            kernels for the device.
 
     Differentiable once in both; penalties that are not the first minimum get 0. Deterministic on
     every device. Liu et al., arXiv:1509.02634.

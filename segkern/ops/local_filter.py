@@ -47,7 +47,8 @@ def local_quadratic_filter(
 
     Raises:
         ValueError, TypeError: an argument of the wrong form, dtype or rank.
-        RuntimeError: on CUDA, a window of more than 192 columns; no kernels for the device.
+        RuntimeError: an image of another batch, size or device, or with more than 4 channels; on
+            CUDA, a window of more than 192 columns; no kernels for the device.
 
     Differentiable once, in `input` and the two weights. Deterministic on every device. Under
     autocast it keeps the input's dtype. A NaN or an infinity in a plane or in the image may make
