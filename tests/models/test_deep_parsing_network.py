@@ -208,6 +208,7 @@ def test_training_tells_the_network_how_its_input_is_scaled(tmp_path):
     from segkern.engine.train import Job
 
     given = {"data": "synthetic:16x24", "limit_train": 2, "limit_val": 1, "device": "cpu"}
+    given |= {"batch_size": 2, "crop": "none"}
     given |= {"input": "unit", "model_options": {"fc_channels": 8, "stage": 2}}
     job = Job(resolve("deep_parsing_network", tmp_path / "run", given), resume=False, show=None)
     assert job.network.recipe.input == "unit"
