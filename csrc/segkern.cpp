@@ -50,6 +50,20 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "_dense_crf_backward(Tensor grad, Tensor unary, Tensor? q0, Tensor q, Tensor history, "
       "Tensor[] lattices, Tensor[] scales, Tensor[] costs, int iterations) "
       "-> (Tensor, Tensor, Tensor[])");
+
+  // Deep Parsing Network: see segkern/ops/local_filter.py and segkern/ops/block_min.py.
+  m.def(
+      "local_quadratic_filter(Tensor input, Tensor image, Tensor weights, int[] kernel_size, "
+      "bool multiply) -> Tensor");
+  m.def(
+      "_local_quadratic_filter_backward(Tensor grad, Tensor input, Tensor image, Tensor weights, "
+      "int[] kernel_size, bool multiply) -> (Tensor, Tensor)");
+  m.def("block_min_pool(Tensor input, int block_size) -> (Tensor, Tensor)");
+  m.def("_block_min_pool_backward(Tensor grad, Tensor indices, int block_size) -> Tensor");
+  m.def("mixture_mean_field(Tensor log_unary, Tensor penalty, bool log) -> (Tensor, Tensor)");
+  m.def(
+      "_mixture_mean_field_backward(Tensor grad, Tensor output, Tensor indices, int mixtures, "
+      "bool log) -> (Tensor, Tensor)");
 }
 
 PyMODINIT_FUNC PyInit__C() {

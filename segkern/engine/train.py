@@ -149,6 +149,7 @@ class Job:
         self.train_set = _open(settings, "train", build_train_transform(self.recipe))
         self.val_set = _open(settings, "val", build_eval_transform(self.recipe))
         self.network = _build_network(settings, self.train_set.num_classes, resume=resume)
+        self.network.recipe = self.recipe  # networks that compare colours read their scale there
         data = _Data(settings, self.train_set, self.val_set, self.state)
         self.data = data
         self.steps_per_epoch = data.train(0, settings.world).steps_per_epoch

@@ -20,6 +20,7 @@ from segkern.models._weights import (
 
 # Importing a network's file registers it.
 from segkern.models import deconvnet, enet, segnet, segnet_basic  # isort: skip
+from segkern.models import deep_parsing_network  # isort: skip
 
 __all__ = [
     "LoadReport",
@@ -28,6 +29,7 @@ __all__ = [
     "WeightsError",
     "create_model",
     "deconvnet",
+    "deep_parsing_network",
     "enet",
     "get_entry",
     "get_weights",

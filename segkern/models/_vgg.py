@@ -148,7 +148,10 @@ def load_vgg16(network: nn.Module, source: str | Path) -> dict[str, Tensor]:
     blocks = network.encoder.convolutions()
     shapes = [tuple(state_dict[f"{key}.weight"].shape) for key in convs]
     wanted = [tuple(block.conv.weight.shape) for block in blocks]
-    if shapes != wanted or len(norms) not in (0, len(blocks)):
+    fits = shapes == wanted and len(norms) in (0, len(blocks))
+    if norms and not hasattr(blocks[0], "norm"):
+        raise WeightsError(f"{name}: {source} is VGG16-BN, the network has no batch norm")
+    if not fits:
         raise WeightsError(
             f"{name}: {source} is not a torchvision VGG16: its features hold {len(convs)} "
             f"convolutions {shapes} and {len(norms)} batch norms, wanted are {wanted} and 0 or "

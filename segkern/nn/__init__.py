@@ -8,6 +8,7 @@ from segkern.nn._convert import Swap, convert
 from segkern.nn.attach_crf import CRFNetwork, attach_crf
 from segkern.nn.crf import BilateralFilter, DenseCRF
 from segkern.nn.crf_rnn import CRFAsRNN
+from segkern.nn.deep_parsing import LocalQuadraticFilter, MixtureMRF
 from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "CRFAsRNN",
     "CRFNetwork",
     "DenseCRF",
+    "LocalQuadraticFilter",
     "MaxPool2d",
     "MaxUnpool2d",
+    "MixtureMRF",
     "Swap",
     "attach_crf",
     "convert",

@@ -1,7 +1,9 @@
 """Operators: each has a CPU and a CUDA kernel, autograd, a fake kernel for compile and export."""
 
 from segkern.ops._crf_features import image_features
+from segkern.ops.block_min import block_min_pool, mixture_mean_field
 from segkern.ops.dense_crf import dense_crf
+from segkern.ops.local_filter import local_quadratic_filter
 from segkern.ops.max_pool import convert_pool_indices, max_pool2d_with_indices
 from segkern.ops.max_unpool import max_unpool2d
 from segkern.ops.permutohedral import Lattice, permutohedral_build, permutohedral_filter
@@ -9,11 +11,14 @@ from segkern.ops.separable_gaussian import separable_gaussian
 
 __all__ = [
     "Lattice",
+    "block_min_pool",
     "convert_pool_indices",
     "dense_crf",
     "image_features",
+    "local_quadratic_filter",
     "max_pool2d_with_indices",
     "max_unpool2d",
+    "mixture_mean_field",
     "permutohedral_build",
     "permutohedral_filter",
     "separable_gaussian",

@@ -56,12 +56,48 @@ def run_separable_gaussian() -> int:
     return len(shapes)
 
 
+def run_deep_parsing() -> int:
+    """Local filters and mean field passes, forward and backward, over bands, tiles and layouts."""
+    runs = 0
+    for dtype in DTYPES:
+        for shape, colours, kernel in (
+            ((2, 3, 70, 11), 3, (50, 50)),
+            ((1, 2, 3, 300), 1, (2, 192)),
+            ((1, 1, 1, 1), 4, 3),
+        ):
+            q = torch.rand(shape, device="cuda").to(dtype).requires_grad_()
+            image = torch.rand(shape[0], colours, *shape[2:], device="cuda")
+            weight = torch.ones((), device="cuda", requires_grad=True)
+            for multiply in (True, False):
+                out = ops.local_quadratic_filter(
+                    q, image, weight, 0.1, kernel, multiply=multiply
+                )
+                out.backward(torch.ones_like(out))
+                runs += 1
+        for layout in (torch.contiguous_format, torch.channels_last):
+            unary, penalty = (
+                torch.randn(2, channels, 5, 61, device="cuda")
+                .to(dtype, memory_format=layout)
+                .requires_grad_()
+                for channels in (3, 15)
+            )
+            least, _ = ops.block_min_pool(penalty, 5)
+            least.backward(torch.ones_like(least))
+            for log in (True, False):
+                out = ops.mixture_mean_field(unary, penalty, log=log)
+                out.backward(torch.ones_like(out))
+            runs += 1
+    torch.cuda.synchronize()
+    return runs
+
+
 def main() -> int:
     if not torch.cuda.is_available():
         print("nothing run:", "; ".join(env()["reasons"]))
         return 1
     print(f"{run_pooling()} pooling cases ran")
     print(f"{run_separable_gaussian()} separable Gaussians ran")
+    print(f"{run_deep_parsing()} deep parsing cases ran")
     return 0
 
 

@@ -67,6 +67,13 @@ CASES = {
         options={"fc_channels": 16},
         exact=False,
     ),
+    "deep_parsing_network": Case(
+        size=(32, 40),
+        odd_sizes=((21, 45), (1, 1)),
+        export_sizes=((32, 40), (48, 24)),
+        export_multiple=8,
+        options={"fc_channels": 16},
+    ),
     "enet": Case(export_multiple=8),
     "enet_encoder": Case(export_multiple=8, stride=8),
 }
