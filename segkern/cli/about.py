@@ -45,7 +45,10 @@ def models(
             *([("weights", "left")] if any(get_weights(name) for name in names) else []),
             ("paper", "left"),
         ):
-            table.add_column(heading, justify=justify, no_wrap=heading != "reported result")
+            wraps = heading in ("reported result", "paper")
+            # Wide enough for an arXiv number, which must not be cut.
+            least = 16 if heading == "paper" else None
+            table.add_column(heading, justify=justify, no_wrap=not wraps, min_width=least)
         for name in names:
             entry = get_entry(name)
             reported = next(iter(entry.reported.items()), None)
