@@ -37,29 +37,26 @@ def models(
     console = Console()
     if len(names) > 1 or pattern != names[0]:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading, justify in (
-            ("name", "left"),
-            ("parameters", "right"),
-            ("classes", "right"),
-            ("reported result", "left"),
-            *([("weights", "left")] if any(get_weights(name) for name in names) else []),
-            ("paper", "left"),
-        ):
-            wraps = heading in ("reported result", "paper")
-            # Wide enough for an arXiv number, which must not be cut.
-            least = 16 if heading == "paper" else None
-            table.add_column(heading, justify=justify, no_wrap=not wraps, min_width=least)
+        columns = {"name": "left", "parameters": "right", "classes": "right"}
+        if console.width >= 110:
+            columns["reported result"] = "left"
+        if any(get_weights(name) for name in names):
+            columns["weights"] = "left"
+        columns["paper"] = "left"
+        for heading, justify in columns.items():
+            table.add_column(heading, justify=justify, no_wrap=heading != "reported result")
         for name in names:
             entry = get_entry(name)
             reported = next(iter(entry.reported.items()), None)
-            table.add_row(
-                name,
-                f"{entry.parameters:,}",
-                str(entry.num_classes),
-                "" if reported is None else f"{reported[0]} {reported[1]:g}",
-                *([", ".join(get_weights(name))] if len(table.columns) == 6 else []),
-                _short(entry.paper),
-            )
+            cells = {
+                "name": name,
+                "parameters": f"{entry.parameters:,}",
+                "classes": str(entry.num_classes),
+                "reported result": "" if reported is None else f"{reported[0]} {reported[1]:g}",
+                "weights": ", ".join(get_weights(name)),
+                "paper": _short(entry.paper),
+            }
+            table.add_row(*(cells[heading] for heading in columns))
         console.print(table)
         console.print("segkern models NAME shows a network's recipe.")
         return
@@ -87,7 +84,7 @@ def models(
 
 
 def _short(paper: str) -> str:
-    """First author, and below year and arXiv number, of a paper.
+    """First author and year, and below the arXiv number, of a paper.
 
     `paper` reads "A. One, B. Two: Title, Venue 2015, arXiv:1234.5678".
     """
@@ -95,4 +92,4 @@ def _short(paper: str) -> str:
     first = authors[0].split()[-1] + (" et al." if len(authors) > 1 else "")
     year = re.findall(r"\b(?:19|20)\d\d\b", paper.partition("arXiv")[0])
     number = re.search(r"arXiv:[\d.]*\d", paper)
-    return first + "\n" + ", ".join([*year[-1:], *([number[0]] if number else [])])
+    return " ".join([first, *year[-1:]]) + (f"\n{number[0]}" if number else "")
