@@ -46,6 +46,15 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "_dense_crf_backward(Tensor grad, Tensor unary, Tensor? q0, Tensor q, Tensor history, "
       "Tensor[] lattices, Tensor[] scales, Tensor[] costs, int iterations) "
       "-> (Tensor, Tensor, Tensor[])");
+
+  // Gaussian CRF: edges per level, and the numbers of a model, see segkern/ops/gaussian_crf.py.
+  m.def(
+      "gaussian_crf(Tensor unary, Tensor[] edges, int pairwise, float diagonal, float tolerance, "
+      "int max_iterations, float eta, bool check) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "_gaussian_crf_backward(Tensor grad, Tensor solution, Tensor[] edges, int pairwise, "
+      "float diagonal, float tolerance, int max_iterations, float eta, bool check, "
+      "bool want_edges) -> (Tensor, Tensor[])");
 }
 
 PyMODINIT_FUNC PyInit__C() {
