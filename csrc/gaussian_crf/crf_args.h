@@ -78,6 +78,9 @@ inline GaussianCall check_gaussian(const char* op, const Tensor& unary, const Te
     const int64_t height = right.size(2), width = down.size(3);
     SEGKERN_CHECK(nodes + height * width < INT32_MAX, op,
                   ": unary must have fewer than 2^31 - 1 cells an item");
+    SEGKERN_CHECK(levels == 1 || std::max(height, width) <= kMaxCoveredSide, op,
+                  ": unary with several levels must have at most ", kMaxCoveredSide,
+                  " rows and columns, got ", height, " x ", width);
     const auto check = [&](const Tensor& edge, const char* name, int64_t h, int64_t w) {
       const std::vector<int64_t> wanted = {batch, planes, h, w};
       SEGKERN_CHECK(sizes_of(edge) == wanted && edge.scalar_type() == unary.scalar_type() &&

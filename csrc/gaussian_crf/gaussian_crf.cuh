@@ -81,6 +81,9 @@ __device__ __forceinline__ T neighbour_sum(const CrfGraph& g, int64_t item_plane
   return sum;
 }
 
+// Of the kernels that walk the graph: asked for no number, ptxas aims so high that it spills.
+constexpr int kResidentBlocks = 2;
+
 constexpr int kWarps = kBlockThreads / 32;
 
 // The block's sum, the same in all threads. `parts` must not be in use from a sum before.
@@ -103,12 +106,12 @@ __device__ __forceinline__ double block_sum(double value, double* parts) {
 __device__ __forceinline__ bool is_finite(double value) { return fabs(value) < INFINITY; }
 
 // Whether to go on with residual r.r = rr after some iterations.
-__device__ __forceinline__ SolveState residual_state(double rr, double first, double tolerance,
-                                                     int32_t iteration, int32_t most) {
-  return !is_finite(rr)                           ? SolveState::kNotFinite
-         : rr <= tolerance * tolerance * first ? SolveState::kConverged
-         : iteration >= most                      ? SolveState::kUnconverged
-                                                  : SolveState::kRunning;
+__device__ __forceinline__ SolveState residual_state(double rr, double target, int32_t iteration,
+                                                     int32_t most) {
+  return !is_finite(rr)      ? SolveState::kNotFinite
+         : rr <= target      ? SolveState::kConverged
+         : iteration >= most ? SolveState::kUnconverged
+                             : SolveState::kRunning;
 }
 
 // Whether to go on with curvature p.Mp.
@@ -118,66 +121,78 @@ __device__ __forceinline__ SolveState curvature_state(double pq) {
                          : SolveState::kNotFinite;
 }
 
-// A block owns a system of one variable a cell, a thread every 256th cell, kItems of them: x, r and
-// Mp in registers, p in shared memory, where neighbours are. Reads the right-hand side once, writes
-// x once; edges come from the caches, which all systems of an item share. Three barriers an
-// iteration: latency bounds it.
-template <typename T, int kItems, bool kMany>
-__global__ void __launch_bounds__(kBlockThreads) crf_solve_kernel(CrfSolveParams p) {
-  __shared__ T direction[kItems * kBlockThreads];
+// The cells of a thread: every 256th of a block's.
+template <bool kMany>
+struct CellWalk {
+  Cell cell;
+  int32_t rows, columns;  // of a step, on a single level
+
+  __device__ __forceinline__ explicit CellWalk(const CrfGraph& g)
+      : cell(cell_of<kMany>(g, static_cast<int32_t>(threadIdx.x))),
+        rows(kBlockThreads / g.level[0].width),
+        columns(kBlockThreads % g.level[0].width) {}
+
+  __device__ __forceinline__ void step(const CrfGraph& g) {
+    const int32_t node = cell.node + kBlockThreads;
+    if constexpr (kMany) {
+      if (node < g.nodes) {
+        cell = cell_of<kMany>(g, node);
+      }
+    } else {
+      const bool wraps = cell.x + columns >= g.level[0].width;
+      cell.x += columns - (wraps ? g.level[0].width : 0);
+      cell.y += rows + (wraps ? 1 : 0);
+    }
+    cell.node = node;
+  }
+};
+
+// A block owns a system of one variable a cell, a thread every 256th cell: the direction p in shared
+// memory, where neighbours are; x, r and q = M p, which a thread shares with no other, in memory
+// that the caches of the multiprocessor hold, as they do the edges. Three barriers an iteration:
+// latency bounds it.
+template <typename T, int kCells, bool kMany>
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks) crf_solve_kernel(CrfSolveParams p) {
+  __shared__ T direction[kCells];
   __shared__ double rr_parts[kWarps], pq_parts[kWarps];
   const int64_t system = blockIdx.x;
-  const int64_t item = system / p.systems;
+  const int64_t item = blockIdx.x / static_cast<uint32_t>(p.systems);
   const T scale = static_cast<T>(system == item * p.systems ? p.first_scale : p.scale);
   const T diagonal = static_cast<T>(p.diagonal);
-  const int32_t nodes = p.graph.nodes;
-  const T* rhs = static_cast<const T*>(p.rhs) + system * nodes;
-  T* out = static_cast<T*>(p.x) + system * nodes;
-  const int32_t thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t nodes = p.graph.nodes, thread = static_cast<int32_t>(threadIdx.x);
+  const T* __restrict__ rhs = static_cast<const T*>(p.rhs) + system * nodes;
+  T* __restrict__ x = static_cast<T*>(p.x) + system * nodes;
+  T* __restrict__ r = static_cast<T*>(p.r) + system * nodes;
+  T* __restrict__ q = static_cast<T*>(p.q) + system * nodes;
 
-  T x[kItems], r[kItems], q[kItems];
-  uint32_t place[kItems];  // level, row and column: fewer than 2^13 cells
   double sum = 0;
-#pragma unroll
-  for (int j = 0; j < kItems; ++j) {
-    const int32_t node = j * kBlockThreads + thread;
-    x[j] = 0;
-    r[j] = 0;
-    q[j] = 0;
-    place[j] = 0;
-    if (node < nodes) {
-      const Cell c = cell_of<kMany>(p.graph, node);
-      place[j] = static_cast<uint32_t>(c.level) << 30 | static_cast<uint32_t>(c.y) << 15 |
-                 static_cast<uint32_t>(c.x);
-      r[j] = rhs[node];
-      direction[node] = r[j];
-      sum += static_cast<double>(r[j]) * static_cast<double>(r[j]);
-    }
+  for (int32_t i = thread; i < nodes; i += kBlockThreads) {
+    const T value = rhs[i];
+    x[i] = 0;
+    r[i] = value;
+    direction[i] = value;
+    sum += static_cast<double>(value) * static_cast<double>(value);
   }
   double rr = block_sum(sum, rr_parts);
-  const double first = rr;
+  const double target = p.tolerance * p.tolerance * rr;
   int32_t iteration = 0;
   SolveState state;
   while (true) {
-    state = residual_state(rr, first, p.tolerance, iteration, p.max_iterations);
+    state = residual_state(rr, target, iteration, p.max_iterations);
     if (state != SolveState::kRunning) {
       break;
     }
     sum = 0;
-#pragma unroll
-    for (int j = 0; j < kItems; ++j) {
-      const int32_t node = j * kBlockThreads + thread;
-      if (node < nodes) {
-        const Cell c = {static_cast<int32_t>(place[j] >> 30),
-                        static_cast<int32_t>(place[j] >> 15 & 0x7fff),
-                        static_cast<int32_t>(place[j] & 0x7fff), node};
-        const T own = direction[node];
-        q[j] = diagonal * own +
-               scale * neighbour_sum<T, kMany>(
-                           p.graph, item, 0, c,
-                           [&](int32_t, int32_t other) { return direction[other]; });
-        sum += static_cast<double>(own) * static_cast<double>(q[j]);
-      }
+    for (CellWalk<kMany> walk(p.graph); walk.cell.node < nodes; walk.step(p.graph)) {
+      const int32_t i = walk.cell.node;
+      const T own = direction[i];
+      const T product =
+          diagonal * own +
+          scale * neighbour_sum<T, kMany>(
+                      p.graph, item, 0, walk.cell,
+                      [&](int32_t, int32_t other) { return direction[other]; });
+      q[i] = product;
+      sum += static_cast<double>(own) * static_cast<double>(product);
     }
     const double pq = block_sum(sum, pq_parts);
     state = curvature_state(pq);
@@ -186,34 +201,20 @@ __global__ void __launch_bounds__(kBlockThreads) crf_solve_kernel(CrfSolveParams
     }
     const T alpha = static_cast<T>(rr / pq);
     sum = 0;
-#pragma unroll
-    for (int j = 0; j < kItems; ++j) {
-      const int32_t node = j * kBlockThreads + thread;
-      if (node < nodes) {
-        x[j] += alpha * direction[node];
-        r[j] -= alpha * q[j];
-        sum += static_cast<double>(r[j]) * static_cast<double>(r[j]);
-      }
+    for (int32_t i = thread; i < nodes; i += kBlockThreads) {
+      x[i] += alpha * direction[i];
+      const T rest = r[i] - alpha * q[i];
+      r[i] = rest;
+      sum += static_cast<double>(rest) * static_cast<double>(rest);
     }
     const double next = block_sum(sum, rr_parts);
     const T beta = static_cast<T>(next / rr);
     rr = next;
     ++iteration;
-#pragma unroll
-    for (int j = 0; j < kItems; ++j) {
-      const int32_t node = j * kBlockThreads + thread;
-      if (node < nodes) {
-        direction[node] = r[j] + beta * direction[node];
-      }
+    for (int32_t i = thread; i < nodes; i += kBlockThreads) {
+      direction[i] = r[i] + beta * direction[i];
     }
     __syncthreads();
-  }
-#pragma unroll
-  for (int j = 0; j < kItems; ++j) {
-    const int32_t node = j * kBlockThreads + thread;
-    if (node < nodes) {
-      out[node] = x[j];
-    }
   }
   if (thread == 0) {
     p.iterations[system] = iteration;
@@ -225,23 +226,27 @@ __global__ void __launch_bounds__(kBlockThreads) crf_solve_kernel(CrfSolveParams
 // ---- many blocks a system: a block owns a chunk of a system's unknowns --------------------------
 
 struct Chunk {
-  int64_t system, number, begin, end;  // unknowns of the system
+  int32_t system, number, begin, end;  // unknowns of the system
 
   __device__ __forceinline__ explicit Chunk(const CrfSolveParams& p)
-      : system(blockIdx.x / p.chunks()), number(blockIdx.x - system * p.chunks()) {
-    const int64_t unknowns = p.graph.unknowns();
-    begin = number * p.chunk() + threadIdx.x;
-    end = (number + 1) * p.chunk() < unknowns ? (number + 1) * p.chunk() : unknowns;
+      : system(static_cast<int32_t>(blockIdx.x / static_cast<uint32_t>(p.chunks()))),
+        number(static_cast<int32_t>(blockIdx.x) - system * static_cast<int32_t>(p.chunks())) {
+    const int32_t size = static_cast<int32_t>(p.chunk());
+    const int32_t unknowns = static_cast<int32_t>(p.graph.unknowns());
+    begin = number * size + static_cast<int32_t>(threadIdx.x);
+    end = unknowns - number * size < size ? unknowns : (number + 1) * size;
   }
   __device__ __forceinline__ bool reports() const { return number == 0 && threadIdx.x == 0; }
 };
 
 // Every block adds the parts of its system's chunks, in the same order.
 __device__ __forceinline__ double sum_of_parts(const CrfSolveParams& p, const double* parts,
-                                               int64_t system, double* shared) {
+                                               int32_t system, double* shared) {
+  const int32_t chunks = static_cast<int32_t>(p.chunks());
+  parts += static_cast<int64_t>(system) * chunks;
   double sum = 0;
-  for (int64_t i = threadIdx.x; i < p.chunks(); i += kBlockThreads) {
-    sum += parts[system * p.chunks() + i];
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < chunks; i += kBlockThreads) {
+    sum += parts[i];
   }
   return block_sum(sum, shared);
 }
@@ -251,9 +256,9 @@ template <typename T>
 __global__ void __launch_bounds__(kBlockThreads) crf_begin_kernel(CrfSolveParams p) {
   __shared__ double shared[kWarps];
   const Chunk chunk(p);
-  const int64_t base = chunk.system * p.graph.unknowns();
+  const int64_t base = static_cast<int64_t>(chunk.system) * p.graph.unknowns();
   double sum = 0;
-  for (int64_t i = chunk.begin; i < chunk.end; i += kBlockThreads) {
+  for (int32_t i = chunk.begin; i < chunk.end; i += kBlockThreads) {
     const T value = static_cast<const T*>(p.rhs)[base + i];
     static_cast<T*>(p.r)[base + i] = value;
     static_cast<T*>(p.x)[base + i] = 0;
@@ -273,7 +278,7 @@ __global__ void __launch_bounds__(kBlockThreads) crf_begin_kernel(CrfSolveParams
 // Decides from r.r whether to go on; then the new direction p = r + beta p, made where it is
 // needed, q = M p and p.q. In the launch after the last iteration it only decides.
 template <typename T, bool kMany>
-__global__ void __launch_bounds__(kBlockThreads) crf_direction_kernel(CrfSolveParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks) crf_direction_kernel(CrfSolveParams p) {
   __shared__ double rr_shared[kWarps], pq_shared[kWarps];
   const Chunk chunk(p);
   if (p.second_state[chunk.system] != static_cast<int32_t>(SolveState::kRunning)) {
@@ -282,14 +287,13 @@ __global__ void __launch_bounds__(kBlockThreads) crf_direction_kernel(CrfSolvePa
   const bool start = p.iteration == 0;
   double* scalars = p.scalars + 3 * chunk.system;
   const double rr = sum_of_parts(p, p.rr_parts, chunk.system, rr_shared);
-  const double first = start ? rr : scalars[2];
-  const SolveState state =
-      residual_state(rr, first, p.tolerance, p.iteration, p.max_iterations);
+  const double target = start ? p.tolerance * p.tolerance * rr : scalars[2];
+  const SolveState state = residual_state(rr, target, p.iteration, p.max_iterations);
   if (chunk.reports()) {
     if (state == SolveState::kRunning) {
       scalars[p.iteration % 2] = rr;
       if (start) {
-        scalars[2] = rr;
+        scalars[2] = target;
       }
     } else if (p.first_state[chunk.system] == static_cast<int32_t>(SolveState::kRunning)) {
       p.first_state[chunk.system] = static_cast<int32_t>(state);
@@ -300,10 +304,10 @@ __global__ void __launch_bounds__(kBlockThreads) crf_direction_kernel(CrfSolvePa
     return;
   }
   const T beta = start ? T(0) : static_cast<T>(rr / scalars[(p.iteration + 1) % 2]);
-  const int64_t item = chunk.system / p.systems;
+  const int64_t item = chunk.system / static_cast<int32_t>(p.systems);
   const T scale =
       static_cast<T>(chunk.system == item * p.systems ? p.first_scale : p.scale);
-  const int64_t unknowns = p.graph.unknowns(), base = chunk.system * unknowns;
+  const int64_t base = static_cast<int64_t>(chunk.system) * p.graph.unknowns();
   const int32_t nodes = p.graph.nodes;
   const T* r = static_cast<const T*>(p.r) + base;
   const T* before = static_cast<const T*>(p.p[(p.iteration + 1) % 2]) + base;
@@ -315,9 +319,9 @@ __global__ void __launch_bounds__(kBlockThreads) crf_direction_kernel(CrfSolvePa
   };
   const int64_t planes = item * p.graph.width * p.graph.width;
   double sum = 0;
-  for (int64_t i = chunk.begin; i < chunk.end; i += kBlockThreads) {
-    const int32_t k = static_cast<int32_t>(i / nodes);
-    const Cell c = cell_of<kMany>(p.graph, static_cast<int32_t>(i - int64_t{k} * nodes));
+  for (int32_t i = chunk.begin; i < chunk.end; i += kBlockThreads) {
+    const int32_t k = i / nodes;
+    const Cell c = cell_of<kMany>(p.graph, i - k * nodes);
     const T own = direction(k, c.node);
     const T product = static_cast<T>(p.diagonal) * own +
                       scale * neighbour_sum<T, kMany>(p.graph, planes, k, c, direction);
@@ -350,13 +354,13 @@ __global__ void __launch_bounds__(kBlockThreads) crf_step_kernel(CrfSolveParams 
     return;
   }
   const T alpha = static_cast<T>(p.scalars[3 * chunk.system + p.iteration % 2] / pq);
-  const int64_t base = chunk.system * p.graph.unknowns();
+  const int64_t base = static_cast<int64_t>(chunk.system) * p.graph.unknowns();
   T* x = static_cast<T*>(p.x) + base;
   T* r = static_cast<T*>(p.r) + base;
   const T* direction = static_cast<const T*>(p.p[p.iteration % 2]) + base;
   const T* q = static_cast<const T*>(p.q) + base;
   double sum = 0;
-  for (int64_t i = chunk.begin; i < chunk.end; i += kBlockThreads) {
+  for (int32_t i = chunk.begin; i < chunk.end; i += kBlockThreads) {
     x[i] += alpha * direction[i];
     const T rest = r[i] - alpha * q[i];
     r[i] = rest;

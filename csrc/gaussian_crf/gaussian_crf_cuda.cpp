@@ -12,6 +12,9 @@
 namespace segkern {
 namespace {
 
+// Threads of the kernels count the unknowns of a system in 32 bits, to the end of a chunk.
+constexpr int64_t kMostUnknowns = INT32_MAX - 4096;
+
 // One solve of all systems, with the memory behind it.
 struct Solve {
   const GaussianCall& call;
@@ -50,6 +53,9 @@ struct Solve {
 
   // The solution of b (items, labels, nodes) into `out` of that shape, NaN where not solved.
   void operator()(const char* op, const Tensor& b, bool centre, bool check, const Tensor& out) {
+    SEGKERN_CHECK(call.graph.unknowns() <= kMostUnknowns, op,
+                  ": unary on CUDA must have at most ", kMostUnknowns,
+                  " coupled scores an item, got ", call.graph.unknowns());
     Tensor rhs = b;
     if (call.pairwise == Pairwise::kPotts) {
       rhs = unknowns();
@@ -76,15 +82,15 @@ struct Solve {
     p.second_state = static_cast<int32_t*>(second.data_ptr());
     // A coupled unknown costs an edge for each label; a shared one five products.
     p.per_thread = p.graph.width > 1 ? 1 : 4;
-    const int most = element == Element::kFloat64 ? kMoreCells : kMostCells;
-    if (p.graph.width == 1 && p.graph.nodes <= most * 256) {
+    const Tensor r = unknowns(), q = unknowns();
+    p.r = r.data_ptr();
+    p.q = q.data_ptr();
+    if (p.fits_block()) {
       launch_crf_solve(p, stream);
     } else {
       const int64_t systems = p.items * p.systems;
-      const Tensor r = unknowns(), q = unknowns(), even = unknowns(), odd = unknowns();
+      const Tensor even = unknowns(), odd = unknowns();
       const Tensor sums = empty({systems * (2 * p.chunks() + 3)}, ScalarType::Double);
-      p.r = r.data_ptr();
-      p.q = q.data_ptr();
       p.p[0] = even.data_ptr();
       p.p[1] = odd.data_ptr();
       p.rr_parts = static_cast<double*>(sums.data_ptr());

@@ -17,19 +17,11 @@ void by_precision(Element element, const Body& body) {
   }
 }
 
-// Whether a block can hold a system.
-inline bool one_launch_solves(const CrfSolveParams& p) {
-  const int most = p.element == Element::kFloat64 ? kMoreCells : kMostCells;
-  return p.graph.width == 1 && p.graph.nodes <= int64_t{most} * kBlockThreads;
-}
-
 template <typename T, bool kMany, typename Launch>
 void solve_in_one_launch(const CrfSolveParams& p, const Launch& launch) {
   const int64_t threads = p.items * p.systems * kBlockThreads;
-  if (p.graph.nodes <= kFewCells * kBlockThreads) {
+  if (p.graph.nodes <= kFewCells) {
     launch(crf_solve_kernel<T, kFewCells, kMany>, threads, p);
-  } else if (p.graph.nodes <= kMoreCells * kBlockThreads) {
-    launch(crf_solve_kernel<T, kMoreCells, kMany>, threads, p);
   } else if constexpr (sizeof(T) == sizeof(float)) {
     launch(crf_solve_kernel<T, kMostCells, kMany>, threads, p);
   }
@@ -46,12 +38,13 @@ void solve_in_many_launches(CrfSolveParams p, const Launch& launch) {
   launch(crf_direction_kernel<T, kMany>, threads, p);
 }
 
+// In one launch where p.p is null, which needs p.fits_block().
 template <typename Launch>
 void crf_solve(const CrfSolveParams& p, const Launch& launch) {
   by_precision(p.element, [&](auto type) {
     using T = typename decltype(type)::type;
     const bool many = p.graph.levels > 1;
-    if (p.r == nullptr) {
+    if (p.p[0] == nullptr) {
       many ? solve_in_one_launch<T, true>(p, launch) : solve_in_one_launch<T, false>(p, launch);
     } else {
       many ? solve_in_many_launches<T, true>(p, launch)

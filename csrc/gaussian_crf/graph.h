@@ -49,14 +49,17 @@ struct CrfGraph {
   SEGKERN_HOST_DEVICE int64_t unknowns() const { return static_cast<int64_t>(width) * nodes; }
 };
 
+// Most rows and columns of a map of several levels, for the products below.
+constexpr int32_t kMaxCoveredSide = 32768;
+
 // The coarse row (or column) that covers a fine one, as nearest-neighbour resampling has it.
 SEGKERN_HOST_DEVICE inline int32_t covering(int32_t fine_at, int32_t fine, int32_t coarse) {
-  return static_cast<int32_t>(static_cast<int64_t>(fine_at) * coarse / fine);
+  return fine_at * coarse / fine;
 }
 
 // The first fine row that a coarse one covers; the last is the one before that of the next.
 SEGKERN_HOST_DEVICE inline int32_t first_covered(int32_t coarse_at, int32_t fine, int32_t coarse) {
-  return static_cast<int32_t>((static_cast<int64_t>(coarse_at) * fine + coarse - 1) / coarse);
+  return (coarse_at * fine + coarse - 1) / coarse;
 }
 
 }  // namespace segkern

@@ -6,8 +6,9 @@
 
 namespace segkern {
 
-// Largest numbers of cells that one block solves, 256 threads holding these many each.
-constexpr int kFewCells = 4, kMoreCells = 17, kMostCells = 32;
+// Cells that one block solves: of a map of 65 x 65, and, in float32, as many as 48 KB of shared memory
+// hold.
+constexpr int32_t kFewCells = 4352, kMostCells = 12160;
 
 struct CrfSolveParams {
   CrfGraph graph;  // with the edges of the first item
@@ -23,16 +24,23 @@ struct CrfSolveParams {
   // kernel writes its own and reads the other's, so that no launch reads what it writes.
   int32_t *first_state, *second_state;
 
-  // For solving in many blocks; null where one block has a system.
-  void *r, *q, *p[2];            // (items, systems, unknowns); p of even and odd iterations
+  void *r, *q;  // (items, systems, unknowns)
+
+  // For solving in many blocks a system.
+  void* p[2];  // (items, systems, unknowns), of even and odd iterations
   double *rr_parts, *pq_parts;  // (items, systems, chunks)
-  double* scalars;              // (items, systems, 3): r.r of even and odd iterations and at first
+  double* scalars;              // (items, systems, 3): r.r of even and odd iterations, and of the goal
   int32_t iteration;
   int32_t per_thread;  // unknowns
 
   SEGKERN_HOST_DEVICE int64_t chunk() const { return int64_t{256} * per_thread; }
   SEGKERN_HOST_DEVICE int64_t chunks() const {
     return (graph.unknowns() + chunk() - 1) / chunk();
+  }
+  // Whether one block can hold a system.
+  bool fits_block() const {
+    return graph.width == 1 &&
+           graph.nodes <= (element == Element::kFloat64 ? kFewCells : kMostCells);
   }
 };
 

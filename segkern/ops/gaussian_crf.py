@@ -93,8 +93,8 @@ def gaussian_crf(
     Computed in float64 for float64 `unary`, otherwise in float32 with sums in float64, under
     autocast too. Differentiable once in `unary` and all pairwise values: the gradient is that of
     the exact solution, found by the same solver. Deterministic: an item's result depends neither
-    on the others of its batch nor on the number of threads. On CUDA a single level of up to 8192
-    cells (4352 in float64) with one value an edge is solved in one launch; others take two
+    on the others of its batch nor on the number of threads. On CUDA up to 12160 cells of all
+    levels (4352 in float64) with one value an edge are solved in one launch; others take two
     launches an iteration, `max_iterations` of them, which end at once when all is solved.
     Chandra and Kokkinos, arXiv:1603.08358. The release stores the negative of its matrix.
 

@@ -85,15 +85,15 @@ void solve(const std::vector<std::pair<int, int>>& sizes, const std::vector<py::
   const std::size_t bytes = static_cast<std::size_t>(rhs.nbytes());
   std::vector<double> r(bytes / 8 + 1, NAN), q(r), even(r), odd(r);
   std::vector<double> rr(parts, NAN), pq(parts, NAN), scalars(3 * all, NAN);
+  p.r = r.data();
+  p.q = q.data();
   if (many) {
-    p.r = r.data();
-    p.q = q.data();
     p.p[0] = even.data();
     p.p[1] = odd.data();
     p.rr_parts = rr.data();
     p.pq_parts = pq.data();
     p.scalars = scalars.data();
-  } else if (!one_launch_solves(p)) {
+  } else if (!p.fits_block()) {
     throw std::invalid_argument("a block cannot hold this system");
   }
   crf_solve(p, SimtLauncher{});

@@ -19,8 +19,8 @@ PYRAMIDS = {
 # kernel -> (many launches, unknowns a thread, sizes): the smallest map of each one-launch variant.
 KERNELS = {
     "few cells": (False, 4, (9, 7)),
-    "more cells": (False, 4, (33, 34)),
-    "most cells": (False, 4, (67, 65)),
+    "more cells than threads": (False, 4, (33, 34)),
+    "most cells": (False, 4, (68, 65)),
     "many launches": (True, 4, (33, 34)),
 }
 CONVERGED, INDEFINITE, UNCONVERGED, NOT_FINITE = range(1, 5)
