@@ -6,6 +6,15 @@ torch class of the same name; what is added is a keyword with a default that cha
 
 from segkern.nn._convert import Swap, convert
 from segkern.nn.crf import BilateralFilter, DenseCRF
+from segkern.nn.gaussian_crf import GaussianCRF
 from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
 
-__all__ = ["BilateralFilter", "DenseCRF", "MaxPool2d", "MaxUnpool2d", "Swap", "convert"]
+__all__ = [
+    "BilateralFilter",
+    "DenseCRF",
+    "GaussianCRF",
+    "MaxPool2d",
+    "MaxUnpool2d",
+    "Swap",
+    "convert",
+]

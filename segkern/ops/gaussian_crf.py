@@ -186,7 +186,7 @@ def _check_numbers(
         raise TypeError(f"{op}: max_iterations must be an integer, got {max_iterations!r}")
     if not 0 <= max_iterations < 2**31 - 1:
         raise ValueError(f"{op}: max_iterations must be at least 0, got {max_iterations}")
-    if not math.isfinite(eta):
+    if not -math.inf < eta < math.inf:
         raise ValueError(f"{op}: eta must be finite, got {eta!r}")
 
 
