@@ -112,7 +112,7 @@ struct Solve {
   }
 };
 
-void fill_report(const Solve& solve) {
+void fill_report(Solve& solve) {
   torch::stable::zero_(solve.iterations);
   torch::stable::fill_(solve.states, static_cast<double>(SolveState::kConverged));
 }
