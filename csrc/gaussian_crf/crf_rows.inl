@@ -1,5 +1,5 @@
-// Row kernels of conjugate gradients over a CRF's graph; included once per instruction set by
-// solve_cpu.cpp, see csrc/common/cpu_targets.h. Sums are in double, eight partial sums a row.
+// Kernels of conjugate gradients over a CRF's graph; included once per instruction set by
+// solve_cpu.cpp, see csrc/common/cpu_targets.h. Sums are in double, in eight lanes.
 
 constexpr int64_t kLanes = 8;
 
@@ -39,66 +39,65 @@ void add_row(const T* __restrict__ here, const T* __restrict__ above, const T* _
   }
 }
 
-// out = (diagonal + scale * A) v in one row of one level; returns v . out there. `zeros` has the
+// out = (diagonal + scale * A) v for variable k in a band of one level; returns v . out there.
+// Planes of edges are walked one after the other, so that each is read in one go. `zeros` has the
 // width of a row, `parents` the column of the covering cell for each column of each level.
 template <typename T>
-double apply_row(const CrfGraph& g, const int32_t* const* parents, const T* zeros, int level,
-                 int32_t row, double diagonal, double scale, const T* v, T* out) {
-  const CrfLevel& grid = g.level[level];
-  const int64_t n = grid.width, width = g.width;
-  const int64_t first = grid.first + row * n;
+double apply_band(const CrfGraph& g, const int32_t* const* parents, const T* zeros,
+                  const Band& band, int64_t k, double diagonal, double scale, const T* v, T* out) {
+  const CrfLevel& grid = g.level[band.level];
+  const int64_t n = grid.width;
   const auto edges = [](const void* from) { return static_cast<const T*>(from); };
-  double total = 0;
-  for (int64_t k = 0; k < width; ++k) {
-    const T* self = v + k * g.nodes + first;
-    T* __restrict__ to = out + k * g.nodes + first;
-    for (int64_t i = 0; i < n; ++i) {
-      to[i] = 0;
-    }
-    for (int64_t m = 0; m < width; ++m) {
-      const int64_t forth = k * width + m, back = m * width + k;
-      const T* other = v + m * g.nodes + first;
-      const bool top = row == 0, bottom = row + 1 == grid.height;
+  T* __restrict__ to = out + k * g.nodes + band.first;
+  for (int64_t i = 0; i < band.count; ++i) {
+    to[i] = 0;
+  }
+  for (int64_t m = 0; m < g.width; ++m) {
+    const int64_t forth = k * g.width + m, back = m * g.width + k;
+    for (int64_t y = band.begin; y < band.end; ++y) {
+      const T* other = v + m * g.nodes + grid.first + y * n;
+      T* row = to + (y - band.begin) * n;
+      const bool top = y == 0, bottom = y + 1 == grid.height;
       add_row(other, top ? zeros : other - n, bottom ? zeros : other + n,
-              edges(grid.right) + forth * grid.rights() + row * (n - 1),
-              edges(grid.right) + back * grid.rights() + row * (n - 1),
-              top ? zeros : edges(grid.down) + back * grid.downs() + (row - 1) * n,
-              bottom ? zeros : edges(grid.down) + forth * grid.downs() + row * n, to, n);
-      if (level + 1 < g.levels) {
-        const CrfLevel& coarse = g.level[level + 1];
-        const T* edge = edges(grid.across) + forth * grid.cells() + row * n;
-        const T* parent = v + m * g.nodes + coarse.first +
-                          static_cast<int64_t>(covering(row, grid.height, coarse.height)) *
-                              coarse.width;
+              edges(grid.right) + forth * grid.rights() + y * (n - 1),
+              edges(grid.right) + back * grid.rights() + y * (n - 1),
+              top ? zeros : edges(grid.down) + back * grid.downs() + (y - 1) * n,
+              bottom ? zeros : edges(grid.down) + forth * grid.downs() + y * n, row, n);
+      if (band.level + 1 < g.levels) {
+        const CrfLevel& coarse = g.level[band.level + 1];
+        const int64_t line = covering(static_cast<int32_t>(y), grid.height, coarse.height);
+        const T* edge = edges(grid.across) + forth * grid.cells() + y * n;
+        const T* parent = v + m * g.nodes + coarse.first + line * coarse.width;
         for (int64_t i = 0; i < n; ++i) {
-          to[i] += edge[i] * parent[parents[level][i]];
+          row[i] += edge[i] * parent[parents[band.level][i]];
         }
       }
-      if (level > 0) {
-        const CrfLevel& fine = g.level[level - 1];
-        const int32_t end = first_covered(row + 1, fine.height, grid.height);
-        for (int32_t y = first_covered(row, fine.height, grid.height); y < end; ++y) {
-          const int64_t line = static_cast<int64_t>(y) * fine.width;
+      if (band.level > 0) {
+        const CrfLevel& fine = g.level[band.level - 1];
+        const int32_t at = static_cast<int32_t>(y);
+        const int32_t end = first_covered(at + 1, fine.height, grid.height);
+        for (int32_t i = first_covered(at, fine.height, grid.height); i < end; ++i) {
+          const int64_t line = static_cast<int64_t>(i) * fine.width;
           const T* edge = edges(fine.across) + back * fine.cells() + line;
           const T* child = v + m * g.nodes + fine.first + line;
           for (int32_t x = 0; x < fine.width; ++x) {
-            to[parents[level - 1][x]] += edge[x] * child[x];
+            row[parents[band.level - 1][x]] += edge[x] * child[x];
           }
         }
       }
     }
-    const T d = static_cast<T>(diagonal), s = static_cast<T>(scale);
-    for (int64_t i = 0; i < n; ++i) {
-      to[i] = d * self[i] + s * to[i];
-    }
-    total += dot(self, to, n);
   }
-  return total;
+  const T* __restrict__ self = v + k * g.nodes + band.first;
+  const T d = static_cast<T>(diagonal), s = static_cast<T>(scale);
+  for (int64_t i = 0; i < band.count; ++i) {
+    to[i] = d * self[i] + s * to[i];
+  }
+  return dot(self, to, band.count);
 }
 
 // x += alpha p and r -= alpha q over n elements; returns r . r.
 template <typename T>
-double step_row(double alpha, const T* __restrict__ p, const T* __restrict__ q, T* __restrict__ x,
+double step(double alpha, const T* __restrict__ p, const T* __restrict__ q, T* __restrict__ x,
                 T* __restrict__ r, int64_t n) {
   const T a = static_cast<T>(alpha);
   for (int64_t i = 0; i < n; ++i) {
@@ -110,7 +109,7 @@ double step_row(double alpha, const T* __restrict__ p, const T* __restrict__ q, 
 
 // p = r + beta p over n elements.
 template <typename T>
-void turn_row(double beta, const T* __restrict__ r, T* __restrict__ p, int64_t n) {
+void turn(double beta, const T* __restrict__ r, T* __restrict__ p, int64_t n) {
   const T b = static_cast<T>(beta);
   for (int64_t i = 0; i < n; ++i) {
     p[i] = r[i] + b * p[i];
@@ -119,5 +118,5 @@ void turn_row(double beta, const T* __restrict__ r, T* __restrict__ p, int64_t n
 
 template <typename T>
 CrfRows<T> rows() {
-  return {&apply_row<T>, &step_row<T>, &turn_row<T>, &dot<T>};
+  return {&apply_band<T>, &step<T>, &turn<T>, &dot<T>};
 }

@@ -7,7 +7,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "../common/dispatch.h"
+#include "../common/aligned.h"
 #include "crf_args.h"
 
 namespace segkern {
@@ -28,6 +28,22 @@ void sum_and_rest(const T* b, int64_t labels, int64_t nodes, double share, T* su
       rest[k * nodes + i] = b[k * nodes + i] - s * sum[i];
     }
   }
+}
+
+// Each label's share of the sum's solution plus its own, of (items, labels + 1, nodes).
+template <typename T>
+void join(const T* solved, const GaussianCall& call, T* x) {
+  const int64_t labels = call.labels, nodes = call.graph.nodes;
+  const T share = static_cast<T>(1.0 / static_cast<double>(labels));
+  torch::stable::parallel_for(0, call.batch * labels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T* sum = solved + i / labels * (labels + 1) * nodes;
+      const T* own = sum + (i % labels + 1) * nodes;
+      for (int64_t node = 0; node < nodes; ++node) {
+        x[i * nodes + node] = share * sum[node] + own[node];
+      }
+    }
+  });
 }
 
 template <typename T>
@@ -54,28 +70,21 @@ void solve(const char* op, const GaussianCall& call, bool centre, bool check, co
   const bool centred = call.pairwise == Pairwise::kReduced && centre;
   const CrfItems<T> items{call.graph, call.batch};
   if (potts || centred) {
-    std::vector<T> rhs(call.batch * systems * unknowns), sum(nodes), solved;
+    const int64_t floats = call.batch * systems * unknowns * sizeof(T) / sizeof(float);
+    AlignedFloats memory(floats), results(potts ? floats : 0);
+    T* rhs = reinterpret_cast<T*>(memory.get());
+    T* solved = potts ? reinterpret_cast<T*>(results.get()) : x;
     torch::stable::parallel_for(0, call.batch, 1, [&](int64_t begin, int64_t end) {
       std::vector<T> own(nodes);
       for (int64_t n = begin; n < end; ++n) {
-        T* to = rhs.data() + n * systems * nodes;
+        T* to = rhs + n * systems * nodes;
         sum_and_rest(b + n * size, labels, nodes, 1.0 / (potts ? labels : labels - 1),
                      potts ? to : own.data(), potts ? to + nodes : to);
       }
     });
+    solve_crf_cpu(items, call.plan, call.stop, rhs, solved, iterations, states);
     if (potts) {
-      solved.resize(rhs.size());
-    }
-    solve_crf_cpu(items, call.plan, call.stop, rhs.data(), potts ? solved.data() : x, iterations,
-                  states);
-    for (int64_t n = 0; potts && n < call.batch; ++n) {
-      const T* from = solved.data() + n * systems * nodes;
-      const T share = static_cast<T>(1.0 / labels);
-      for (int64_t k = 0; k < labels; ++k) {
-        for (int64_t i = 0; i < nodes; ++i) {
-          x[n * size + k * nodes + i] = share * from[i] + from[(k + 1) * nodes + i];
-        }
-      }
+      join(solved, call, x);
     }
   } else {
     solve_crf_cpu(items, call.plan, call.stop, b, x, iterations, states);

@@ -147,12 +147,13 @@ struct CellWalk {
   }
 };
 
-// A block owns a system of one variable a cell, a thread every 256th cell: the direction p in shared
-// memory, where neighbours are; x, r and q = M p, which a thread shares with no other, in memory
-// that the caches of the multiprocessor hold, as they do the edges. Three barriers an iteration:
-// latency bounds it.
+// A block owns a system of one variable a cell, a thread every 256th cell: the direction p in
+// shared memory, where neighbours are; x, r and q = M p, which a thread shares with no other, in
+// memory that the caches of the multiprocessor hold, as they do the edges. Three barriers an
+// iteration: latency bounds it.
 template <typename T, int kCells, bool kMany>
-__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks) crf_solve_kernel(CrfSolveParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks)
+    crf_solve_kernel(CrfSolveParams p) {
   __shared__ T direction[kCells];
   __shared__ double rr_parts[kWarps], pq_parts[kWarps];
   const int64_t system = blockIdx.x;
@@ -278,7 +279,8 @@ __global__ void __launch_bounds__(kBlockThreads) crf_begin_kernel(CrfSolveParams
 // Decides from r.r whether to go on; then the new direction p = r + beta p, made where it is
 // needed, q = M p and p.q. In the launch after the last iteration it only decides.
 template <typename T, bool kMany>
-__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks) crf_direction_kernel(CrfSolveParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks)
+    crf_direction_kernel(CrfSolveParams p) {
   __shared__ double rr_shared[kWarps], pq_shared[kWarps];
   const Chunk chunk(p);
   if (p.second_state[chunk.system] != static_cast<int32_t>(SolveState::kRunning)) {

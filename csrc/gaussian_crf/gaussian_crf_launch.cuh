@@ -1,5 +1,6 @@
-// Which kernels of the Gaussian CRF run. Used by the CUDA launch functions and by the tests that run
-// the kernels on the CPU. `launch` is called with a kernel, a number of threads and its arguments.
+// Which kernels of the Gaussian CRF run. Used by the CUDA launch functions and by the tests that
+// run the kernels on the CPU. `launch` is called with a kernel, a number of threads and its
+// arguments.
 #pragma once
 
 #include "../common/kernel_dispatch.cuh"

@@ -21,9 +21,10 @@ enum class SolveState : int32_t {
   kNotFinite,    // NaN or infinity in the right-hand side or the edges
 };
 
-// A grid of cells, each linked to its four neighbours and, but on the coarsest level, to the cell of
-// the next level that covers it. Edges of one item: `width * width` planes, width as in CrfGraph;
-// plane a * width + b holds the entries between variable a of the first cell and b of the second.
+// A grid of cells, each linked to its four neighbours and, but on the coarsest level, to the cell
+// of the next level that covers it. Edges of one item: `width * width` planes, width as in
+// CrfGraph; plane a * width + b holds the entries between variable a of the first cell and b of the
+// second.
 struct CrfLevel {
   int32_t height, width;
   int32_t first;       // number of the first cell among the nodes of all levels
@@ -43,7 +44,7 @@ struct CrfLevel {
 // Levels, finest first. The nodes of all levels make one vector; `width` of them share each cell.
 struct CrfGraph {
   int32_t levels, nodes;
-  int32_t width;  // variables of a cell that one system couples: labels in the general model, else 1
+  int32_t width;  // variables of a cell that a system couples: labels in the general model, else 1
   CrfLevel level[kMaxCrfLevels];
 
   SEGKERN_HOST_DEVICE int64_t unknowns() const { return static_cast<int64_t>(width) * nodes; }

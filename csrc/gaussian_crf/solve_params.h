@@ -6,8 +6,8 @@
 
 namespace segkern {
 
-// Cells that one block solves: of a map of 65 x 65, and, in float32, as many as 48 KB of shared memory
-// hold.
+// Cells that one block solves: of a map of 65 x 65, and, in float32, as many as 48 KB of shared
+// memory hold.
 constexpr int32_t kFewCells = 4352, kMostCells = 12160;
 
 struct CrfSolveParams {
@@ -29,7 +29,7 @@ struct CrfSolveParams {
   // For solving in many blocks a system.
   void* p[2];  // (items, systems, unknowns), of even and odd iterations
   double *rr_parts, *pq_parts;  // (items, systems, chunks)
-  double* scalars;              // (items, systems, 3): r.r of even and odd iterations, and of the goal
+  double* scalars;  // (items, systems, 3): r.r of even and odd iterations, and of the goal
   int32_t iteration;
   int32_t per_thread;  // unknowns
 

@@ -26,7 +26,7 @@ PYRAMIDS = {
 
 
 def inputs(sizes, labels=3, pairwise="potts", batch=2, dtype=torch.float64, seed=0, share=0.9):
-    """unary, horizontal, vertical, across, with values up to a share of the definite bound of 10."""
+    """unary, horizontal, vertical, across, with values up to a share of what is definite at 10."""
     generator = torch.Generator().manual_seed(seed)
     planes = labels**2 if pairwise == "general" else 1
     bound = share * definite_limit(sizes, pairwise=pairwise, labels=labels, diagonal=10.0)

@@ -1,5 +1,5 @@
-// Python module simt_gaussian_crf: conjugate gradients, label mixing and edge gradients, through the
-// same choice of kernel and grid as on the device (csrc/gaussian_crf/gaussian_crf_launch.cuh).
+// Python module simt_gaussian_crf: conjugate gradients, label mixing and edge gradients, through
+// the same choice of kernel and grid as on the device (csrc/gaussian_crf/gaussian_crf_launch.cuh).
 #include <pybind11/stl.h>
 
 #include <cmath>
