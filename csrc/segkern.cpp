@@ -64,6 +64,15 @@ STABLE_TORCH_LIBRARY(segkern, m) {
   m.def(
       "_mixture_mean_field_backward(Tensor grad, Tensor output, Tensor indices, int mixtures, "
       "bool log) -> (Tensor, Tensor)");
+
+  // Gaussian CRF: edges per level, and the numbers of a model, see segkern/ops/gaussian_crf.py.
+  m.def(
+      "gaussian_crf(Tensor unary, Tensor[] edges, int pairwise, float diagonal, float tolerance, "
+      "int max_iterations, float eta, bool check) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "_gaussian_crf_backward(Tensor grad, Tensor solution, Tensor[] edges, int pairwise, "
+      "float diagonal, float tolerance, int max_iterations, float eta, bool check, "
+      "bool want_edges) -> (Tensor, Tensor[])");
 }
 
 PyMODINIT_FUNC PyInit__C() {

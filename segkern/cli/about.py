@@ -84,7 +84,7 @@ def models(
 
 
 def _short(paper: str) -> str:
-    """First author and year, and below the arXiv number, of a paper.
+    """First author, and below the arXiv number or else the year, of a paper.
 
     `paper` reads "A. One, B. Two: Title, Venue 2015, arXiv:1234.5678".
     """
@@ -92,4 +92,4 @@ def _short(paper: str) -> str:
     first = authors[0].split()[-1] + (" et al." if len(authors) > 1 else "")
     year = re.findall(r"\b(?:19|20)\d\d\b", paper.partition("arXiv")[0])
     number = re.search(r"arXiv:[\d.]*\d", paper)
-    return " ".join([first, *year[-1:]]) + (f"\n{number[0]}" if number else "")
+    return "\n".join([first, *([number[0]] if number else year[-1:])])

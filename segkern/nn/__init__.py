@@ -9,6 +9,7 @@ from segkern.nn.attach_crf import CRFNetwork, attach_crf
 from segkern.nn.crf import BilateralFilter, DenseCRF
 from segkern.nn.crf_rnn import CRFAsRNN
 from segkern.nn.deep_parsing import LocalQuadraticFilter, MixtureMRF
+from segkern.nn.gaussian_crf import GaussianCRF
 from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "CRFAsRNN",
     "CRFNetwork",
     "DenseCRF",
+    "GaussianCRF",
     "LocalQuadraticFilter",
     "MaxPool2d",
     "MaxUnpool2d",

@@ -3,6 +3,7 @@
 from segkern.ops._crf_features import image_features
 from segkern.ops.block_min import block_min_pool, mixture_mean_field
 from segkern.ops.dense_crf import dense_crf
+from segkern.ops.gaussian_crf import SolveReport, gaussian_crf
 from segkern.ops.local_filter import local_quadratic_filter
 from segkern.ops.max_pool import convert_pool_indices, max_pool2d_with_indices
 from segkern.ops.max_unpool import max_unpool2d
@@ -11,9 +12,11 @@ from segkern.ops.separable_gaussian import separable_gaussian
 
 __all__ = [
     "Lattice",
+    "SolveReport",
     "block_min_pool",
     "convert_pool_indices",
     "dense_crf",
+    "gaussian_crf",
     "image_features",
     "local_quadratic_filter",
     "max_pool2d_with_indices",

@@ -87,6 +87,28 @@ def run_deep_parsing() -> int:
                 out = ops.mixture_mean_field(unary, penalty, log=log)
                 out.backward(torch.ones_like(out))
             runs += 1
+def run_gaussian_crf() -> int:
+    """Both passes of every model, on one level and on three, in one launch and in many."""
+    runs = 0
+    for sizes in ([(5, 7)], [(6, 5), (3, 5), (1, 2)], [(66, 70)], [(125, 100)]):
+        for pairwise, planes in (("potts", 1), ("general", 9), ("reduced", 1)):
+            for dtype in (torch.float64, torch.float32):
+
+                def values(*shape, dtype=dtype):
+                    return torch.rand(2, *shape, dtype=dtype, device="cuda", requires_grad=True)
+
+                x = ops.gaussian_crf(
+                    [values(3, h, w) for h, w in sizes],
+                    [values(planes, h, w - 1) for h, w in sizes],
+                    [values(planes, h - 1, w) for h, w in sizes],
+                    [values(planes, h, w) for h, w in sizes[:-1]],
+                    pairwise=pairwise,
+                    diagonal=60.0,
+                    max_iterations=40,
+                    check=True,
+                )
+                sum(level.square().sum() for level in x).backward()
+                runs += 1
     torch.cuda.synchronize()
     return runs
 
@@ -98,6 +120,7 @@ def main() -> int:
     print(f"{run_pooling()} pooling cases ran")
     print(f"{run_separable_gaussian()} separable Gaussians ran")
     print(f"{run_deep_parsing()} deep parsing cases ran")
+    print(f"{run_gaussian_crf()} Gaussian CRF cases ran")
     return 0
 
 
