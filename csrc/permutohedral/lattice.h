@@ -5,11 +5,17 @@
 // a simplex is congruent to k modulo D. Vertices are sorted by their coordinates.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace segkern {
 
 constexpr int kMaxLatticeDims = 16;
+
+// The factor of feature i for which the filter is a Gaussian of variance 1.
+inline double embedding_scale(int dims, int i) {
+  return std::sqrt(2.0 / 3.0) * (dims + 1) / std::sqrt(static_cast<double>((i + 1) * (i + 2)));
+}
 
 struct LatticeView {
   int64_t points;  // P
