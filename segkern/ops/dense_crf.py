@@ -77,11 +77,6 @@ def mean_field(
     differentiable = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (unary, q0, *(term.cost for term in terms))
     )
-    if unary.is_cuda and (differentiable or return_kl or memory == "store"):
-        raise RuntimeError(
-            "dense_crf: gradients, return_kl and memory='store' have CPU kernels only, got tensors "
-            "on CUDA; run under torch.no_grad(), or on the CPU"
-        )
     q, _, kl = torch.ops.segkern.dense_crf.default(
         unary,
         q0,
@@ -147,8 +142,8 @@ def dense_crf(
 
     Everything is computed in float32, under autocast too. Differentiable once in `unary`, `q0`,
     weights and compatibilities, not in features and widths. Deterministic, on the CPU for any
-    number of threads. On CUDA there are no gradients, ``return_kl`` and ``memory="store"`` yet, and
-    at most 4 terms and 256 labels. Kraehenbuehl and Koltun, arXiv:1210.5644.
+    number of threads. On CUDA at most 256 labels, and nothing waits for the device: a call can be
+    captured in a CUDA graph. Kraehenbuehl and Koltun, arXiv:1210.5644.
 
     Example:
         >>> import torch

@@ -18,7 +18,8 @@ class Lattice(NamedTuple):
 
     All shapes follow from (N, P, d): arrays over vertices have room for the most there can be,
     V = P * D, of which the first ``count`` are used and the rest is unspecified. Vertices are
-    sorted by their coordinates, so that the same features give the same bits on every run.
+    sorted by their coordinates, on CUDA by the first corner that touches them, so that the same
+    features give the same bits on every run.
 
     Attributes:
         vertex: (N, P, D) int32, the vertices of each point's simplex.
@@ -59,9 +60,12 @@ def permutohedral_build(features: Tensor) -> Lattice:
         MemoryError: the arrays would need more than this machine has.
         RuntimeError: on the CPU, features that are not finite, or that span more lattice cells
             than a 127-bit key can number (widths that are far too small). On CUDA looking would
-            stall the stream: there such features, beyond 64 bits, give weights that are NaN.
+            stall the stream: there such features give weights that are NaN, and all features that
+            are legal on the CPU give their lattice. The device finds the width of each coordinate
+            in its 128-bit keys itself.
 
-    Deterministic, and independent of the number of threads. No gradient flows through the lattice.
+    Deterministic, and independent of the number of threads. On CUDA nothing waits for the device,
+    and a build can be captured in a CUDA graph. No gradient flows through the lattice.
 
     Example:
         >>> import torch
@@ -106,7 +110,7 @@ def permutohedral_filter(
         lattice: from :func:`permutohedral_build`, for N sets of points, or one that all share.
         features: those that `lattice` was built from, to get their gradient: it is exact for the
             lattice filter away from the borders of simplices, where the filter has kinks, and in
-            more than 3 dimensions steps. On the CPU.
+            more than 3 dimensions steps.
         reverse: blurs the axes in the opposite order, which is the exact transpose: the filter is
             not symmetric, because vertices that no point touches do not exist.
 
@@ -152,8 +156,9 @@ def permutohedral_filter(
             raise ValueError(
                 f"{op}: features must be {expected} like the lattice's, got {tuple(features.shape)}"
             )
+    rows = rows.flatten(2)
     filtered = torch.ops.segkern.permutohedral_filter.default(
-        rows.flatten(2).float(), features, list(lattice), bool(reverse)
+        rows if rows.is_cuda else rows.float(), features, list(lattice), bool(reverse)
     )
     return filtered.to(values.dtype).view(values.shape)
 
