@@ -25,7 +25,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 // G threads own a point. Reads a row of logits and D rows of sums a term (from the second-level
 // cache, as neighbouring points share them) with 8 bytes each of vertex and weight, writes one row
-// of marginals: nothing in between leaves the registers. Bound by memory, at small sizes by latency.
+// of marginals: nothing in between leaves the registers. Bound by memory, at small sizes by
+// latency.
 template <int G, int K>
 __global__ void __launch_bounds__(kBlockThreads)
     mean_field_update_kernel(const __grid_constant__ MeanFieldParams p) {

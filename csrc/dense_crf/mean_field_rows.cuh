@@ -9,8 +9,8 @@ namespace segkern {
 namespace {
 
 // Which point a thread has a share of. Blocks lie within an item; `rounds` times the block moves on
-// by its kBlockThreads / G points. Threads beyond the last point work on that one and store nothing,
-// so that whole warps take part in shuffles.
+// by its kBlockThreads / G points. Threads beyond the last point work on that one and store
+// nothing, so that whole warps take part in shuffles.
 template <int G>
 struct PointShare {
   static constexpr int kPoints = kBlockThreads / G;

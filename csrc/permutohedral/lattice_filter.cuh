@@ -263,7 +263,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 // points share vertices, and writes each value once.
 template <typename T>
 __global__ void __launch_bounds__(kBlockThreads)
-    lattice_slice_kernel(const __grid_constant__ FilterParams p, T* planes, int64_t channels, int64_t threads) {
+    lattice_slice_kernel(const __grid_constant__ FilterParams p, T* planes, int64_t channels,
+                         int64_t threads) {
   const int64_t thread = thread_index<int64_t>();
   if (thread >= threads) {
     return;

@@ -10,7 +10,8 @@
 
 namespace segkern {
 
-// From rows of values to blurred sums, which end up in the terms' sums. 2 launches, and one an axis.
+// From rows of values to blurred sums, which end up in the terms' sums: 2 launches, and one an
+// axis.
 template <typename Launch>
 void lattice_splat_and_blur(FilterGroup& group, bool reverse, const Launch& launch) {
   int64_t chunk_threads = 0, vertex_threads = 0;
@@ -63,7 +64,8 @@ template <typename Launch>
 void lattice_unpack(const float* rows, float* planes, int64_t batch, int64_t channels,
                     int64_t points, int64_t stride, float factor, const Launch& launch) {
   const int64_t threads = batch * points * (stride / 4);
-  launch(lattice_unpack_kernel<float>, threads, rows, planes, channels, points, stride, factor, threads);
+  launch(lattice_unpack_kernel<float>, threads, rows, planes, channels, points, stride, factor,
+         threads);
 }
 
 template <typename Launch>
