@@ -37,6 +37,7 @@ __global__ void __launch_bounds__(kBlockThreads) lattice_embed_kernel(BuildParam
   }
   const double inverse = 1.0 / kCorners;
   double before = 0, first = 0;
+#pragma unroll 1
   for (int k = 0; k < kCorners; ++k) {
     double here = 0;
     int moved = kDims;  // the coordinate that falls by D on the way to this corner

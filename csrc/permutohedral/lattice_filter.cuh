@@ -109,9 +109,11 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
-// A group of threads owns vertices: adds up those of several chunks, in order.
+// A group of threads owns vertices: adds up those of several chunks, in order, so many shares at a
+// time that their loads overlap: the vertex with the most corners decides how long this takes.
 __global__ void __launch_bounds__(kBlockThreads)
     lattice_join_kernel(const __grid_constant__ FilterGroup group, unsigned item_blocks) {
+  constexpr int kAtOnce = 8;
   const RowShare at(group, item_blocks);
   const FilterParams& p = at.filter;
   const LatticeArrays& l = p.lattice;
@@ -124,12 +126,19 @@ __global__ void __launch_bounds__(kBlockThreads)
       continue;
     }
     for (int64_t channel = 4 * at.lane; channel < p.stride; channel += 4 * at.lanes) {
-      const int64_t last = (shares + to) * p.stride + channel;
-      int64_t share = (shares + from) * p.stride + channel;
-      Vec4 total = load_vec<float, 4>(p.tails + share);
-      while (share != last) {
-        share += p.stride;
-        add_scaled(total, 1.0f, load_vec<float, 4>(p.heads + share));
+      const float* head = p.heads + (shares + from + 1) * p.stride + channel;
+      Vec4 total = load_vec<float, 4>(p.tails + (shares + from) * p.stride + channel);
+      for (int64_t left = to - from; left > 0; left -= kAtOnce) {
+        Vec4 row[kAtOnce];
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          row[n] = n < left ? load_vec<float, 4>(head) : zeros();
+          head += p.stride;
+        }
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          add_scaled(total, 1.0f, row[n]);
+        }
       }
       store_vec(p.sums + (at.item * l.bound + vertex) * p.stride + channel, total);
     }
