@@ -60,9 +60,9 @@ def permutohedral_build(features: Tensor) -> Lattice:
         MemoryError: the arrays would need more than this machine has.
         RuntimeError: on the CPU, features that are not finite, or that span more lattice cells
             than a 127-bit key can number (widths that are far too small). On CUDA looking would
-            stall the stream: there such features give weights that are NaN, and all features that
-            are legal on the CPU give their lattice. The device finds the width of each coordinate
-            in its 128-bit keys itself.
+            stall the stream: there features that are not finite, or too wide for 128-bit keys
+            whose fields the device lays out itself, give weights that are NaN. Whatever is legal
+            on the CPU fits.
 
     Deterministic, and independent of the number of threads. On CUDA nothing waits for the device,
     and a build can be captured in a CUDA graph. No gradient flows through the lattice.
