@@ -2,7 +2,8 @@
 // field; includes neither torch nor CUDA.
 //
 // P points in d dimensions have D = d + 1 corners each, which name M <= P * D vertices; corner k of
-// a simplex is congruent to k modulo D. Vertices are sorted by their coordinates.
+// a simplex is congruent to k modulo D. Vertices are sorted by their coordinates, on CUDA by the
+// first corner that touches them.
 #pragma once
 
 #include <cmath>

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "lattice_build.cuh"
-#include "lattice_grid.h"
+#include "lattice_grid.cuh"
 
 namespace segkern {
 

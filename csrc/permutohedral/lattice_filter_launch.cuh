@@ -6,7 +6,7 @@
 
 #include "../common/kernel_dispatch.cuh"
 #include "lattice_filter.cuh"
-#include "lattice_grid.h"
+#include "lattice_grid.cuh"
 
 namespace segkern {
 
