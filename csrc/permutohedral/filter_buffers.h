@@ -1,8 +1,6 @@
 // Device buffers of one filter, allocated through torch.
 #pragma once
 
-#include <cmath>
-
 #include "lattice_args.h"
 #include "lattice_params.h"
 #include "rows.h"
@@ -10,20 +8,33 @@
 namespace segkern {
 
 // The arrays of a lattice that is already built.
-inline LatticeParams lattice_params(const LatticeTensors& lattice) {
+inline LatticeArrays lattice_arrays(const LatticeTensors& lattice) {
   const LatticeView view = lattice.view(0);
-  LatticeParams p{};
-  p.items = lattice.batch();
-  p.points = view.points;
-  p.bound = view.bound;
-  p.dims = view.dims;
-  p.vertex = view.vertex;
-  p.weight = view.weight;
-  p.corners = view.slot;
-  p.offsets = view.offsets;
-  p.neighbours = view.neighbours;
-  p.count = static_cast<int64_t*>(lattice.count.data_ptr());
-  return p;
+  LatticeArrays l{};
+  l.items = lattice.batch();
+  l.points = view.points;
+  l.bound = view.bound;
+  l.dims = view.dims;
+  l.vertex = view.vertex;
+  l.weight = view.weight;
+  l.corners = view.slot;
+  l.offsets = view.offsets;
+  l.neighbours = view.neighbours;
+  l.count = static_cast<int64_t*>(lattice.count.data_ptr());
+  return l;
+}
+
+// The arrays of one of their items.
+inline LatticeArrays only_item(LatticeArrays l, int64_t item) {
+  const int64_t at = l.items == 1 ? 0 : item;
+  l.items = 1;
+  l.vertex += at * l.item_corners();
+  l.weight += at * l.item_corners();
+  l.corners += at * l.item_corners();
+  l.offsets += at * (l.bound + 1);
+  l.neighbours += at * (l.dims + 1) * l.bound * 2;
+  l.count += at;
+  return l;
 }
 
 struct FilterBuffers {
@@ -32,10 +43,11 @@ struct FilterBuffers {
 
   FilterBuffers(const LatticeTensors& lattice, int64_t batch, int64_t channels) {
     FilterParams& p = params;
-    p.lattice = lattice_params(lattice);
+    p.lattice = lattice_arrays(lattice);
     p.batch = batch;
-    p.channels = channels;
     p.stride = row_stride(channels);
+    p.values_item = p.lattice.points * p.stride;
+    p.lane_bits = row_lane_bits(p.stride);
     const auto rows = [&](int64_t count) {
       return empty_in_layout({batch, count, p.stride}, ScalarType::Float, lattice.vertex, false);
     };

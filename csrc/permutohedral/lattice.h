@@ -2,14 +2,21 @@
 // field; includes neither torch nor CUDA.
 //
 // P points in d dimensions have D = d + 1 corners each, which name M <= P * D vertices; corner k of
-// a simplex is congruent to k modulo D. Vertices are sorted by their coordinates.
+// a simplex is congruent to k modulo D. Vertices are sorted by their coordinates, on CUDA by the
+// first corner that touches them.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace segkern {
 
 constexpr int kMaxLatticeDims = 16;
+
+// The factor of feature i for which the filter is a Gaussian of variance 1.
+inline double embedding_scale(int dims, int i) {
+  return std::sqrt(2.0 / 3.0) * (dims + 1) / std::sqrt(static_cast<double>((i + 1) * (i + 2)));
+}
 
 struct LatticeView {
   int64_t points;  // P

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "../common/element.h"
 #include "lattice_params.h"
 
 #if defined(USE_CUDA)
@@ -13,16 +14,20 @@ namespace segkern {
 // Bytes of scratch that a build of so many corners needs for sorting and scanning.
 size_t lattice_scratch_bytes(int64_t corners);
 
-// Buffers as in LatticeParams; sorted_keys and sorted_numbers of the same sizes as theirs.
-void launch_lattice_build(LatticeParams params, uint64_t* sorted_keys, int32_t* sorted_numbers,
-                          void* scratch, size_t scratch_bytes, cudaStream_t stream);
+// Buffers as in BuildParams.
+void launch_lattice_build(const BuildParams& params, void* scratch, size_t scratch_bytes,
+                          cudaStream_t stream);
 
-void launch_lattice_splat_and_blur(FilterParams& params, bool reverse, cudaStream_t stream);
-void launch_lattice_slice(const FilterParams& params, float* out, cudaStream_t stream);
-void launch_lattice_pack(const float* planes, float* rows, int64_t batch, int64_t channels,
-                         int64_t points, int64_t stride, cudaStream_t stream);
+void launch_lattice_splat_and_blur(FilterGroup& group, bool reverse, cudaStream_t stream);
+void launch_lattice_pack(const void* planes, Element element, float* rows, int64_t batch,
+                         int64_t channels, int64_t points, int64_t stride, int64_t rows_item,
+                         float factor, float pad, cudaStream_t stream);
 void launch_lattice_unpack(const float* rows, float* planes, int64_t batch, int64_t channels,
-                           int64_t points, int64_t stride, cudaStream_t stream);
+                           int64_t points, int64_t stride, float factor, cudaStream_t stream);
+void launch_lattice_slice(const FilterParams& params, void* planes, Element element,
+                          int64_t channels, cudaStream_t stream);
+void launch_lattice_corner_dots(const FeatureGradParams& params, cudaStream_t stream);
+void launch_lattice_feature_grad(const FeatureGradParams& params, cudaStream_t stream);
 
 }  // namespace segkern
 #endif

@@ -65,8 +65,7 @@ class CRFAsRNN(torch.nn.Module):
 
     Raises (forward):
         TypeError, ValueError: an argument of the wrong form.
-        RuntimeError: what :func:`segkern.ops.permutohedral_build` raises; on CUDA where a gradient
-            is needed and the operator has none.
+        RuntimeError: what :func:`segkern.ops.permutohedral_build` raises.
 
     Differentiable once in logits and parameters, not in the image. Deterministic. The widths are
     fixed, the filters divided by their mass afterwards, features ordered x, y, colours. Zheng et

@@ -203,11 +203,6 @@ def _run_fused(
     differentiable = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (unary, q0, *(term.cost for term in terms))
     )
-    if unary.is_cuda and (differentiable or return_kl):
-        raise RuntimeError(
-            "dense_crf: gradients and return_kl have CPU kernels only, got tensors on CUDA; run "
-            "under torch.no_grad(), or on the CPU"
-        )
     q, _, kl = torch.ops.segkern.dense_crf.default(
         unary,
         q0,

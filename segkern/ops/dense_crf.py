@@ -104,8 +104,8 @@ def dense_crf(
     which want a gradient. A term with such features is filtered apart from the others, which takes
     longer; no lattice is built again. Where it has more than 3 dimensions it is not continuous in
     them (:func:`permutohedral_filter`): learn with small steps. Deterministic, on the CPU for any
-    number of threads. On CUDA there are no gradients, ``return_kl`` and ``memory="store"`` yet, and
-    at most 4 terms and 256 labels. Kraehenbuehl and Koltun, arXiv:1210.5644.
+    number of threads. On CUDA at most 256 labels, and nothing waits for the device: a call can be captured
+    in a CUDA graph. Kraehenbuehl and Koltun, arXiv:1210.5644.
 
     Example:
         >>> import torch

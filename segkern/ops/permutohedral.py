@@ -21,7 +21,8 @@ class Lattice(NamedTuple):
 
     All shapes follow from (N, P, d): arrays over vertices have room for the most there can be,
     V = P * D, of which the first ``count`` are used and the rest is unspecified. Vertices are
-    sorted by their coordinates, so that the same features give the same bits on every run.
+    sorted by their coordinates, on CUDA by the first corner that touches them, so that the same
+    features give the same bits on every run.
 
     Attributes:
         vertex: (N, P, D) int32, the vertices of each point's simplex.
@@ -70,9 +71,12 @@ def permutohedral_build(
         MemoryError: the arrays may need more than is left; raised before any of it is taken.
         RuntimeError: on the CPU, features that are not finite, or that span more lattice cells
             than a 127-bit key can number (widths that are far too small). On CUDA looking would
-            stall the stream: there such features, beyond 64 bits, give weights that are NaN.
+            stall the stream: there features that are not finite, or too wide for 128-bit keys
+            whose fields the device lays out itself, give weights that are NaN. Whatever is legal
+            on the CPU fits.
 
-    Deterministic, and independent of the number of threads. No gradient flows through the lattice.
+    Deterministic, and independent of the number of threads. On CUDA nothing waits for the device,
+    and a build can be captured in a CUDA graph. No gradient flows through the lattice.
 
     Example:
         >>> import torch
@@ -126,7 +130,7 @@ def permutohedral_filter(
         lattice: from :func:`permutohedral_build`, for N sets of points, or one that all share.
         features: those that `lattice` was built from, to get their gradient: it is exact for the
             lattice filter away from the borders of simplices, where the filter has kinks, and in
-            more than 3 dimensions steps. On the CPU.
+            more than 3 dimensions steps.
         reverse: blurs the axes in the opposite order, which is the exact transpose: the filter is
             not symmetric, because vertices that no point touches do not exist.
 
@@ -168,16 +172,15 @@ def permutohedral_filter(
     if features is not None:
         if not isinstance(features, Tensor):
             raise TypeError(f"{op}: features must be a Tensor, got {type(features).__name__}")
-        if features.is_cuda and features.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(f"{op}: the gradient to features has a CPU kernel only")
         features = (features[None] if features.dim() == 2 else features).float()
         expected = (*lattice.vertex.shape[:2], lattice.dims)
         if tuple(features.shape) != expected:
             raise ValueError(
                 f"{op}: features must be {expected} like the lattice's, got {tuple(features.shape)}"
             )
+    rows = rows.flatten(2)
     filtered = torch.ops.segkern.permutohedral_filter.default(
-        rows.flatten(2).float(), features, list(lattice), bool(reverse)
+        rows if rows.is_cuda else rows.float(), features, list(lattice), bool(reverse)
     )
     return like(op, "values", given, filtered.to(values.dtype).view(values.shape))
 

@@ -5,11 +5,13 @@ compute-sanitizer --tool memcheck python -m tests.kernels.small_cases
 
 from __future__ import annotations
 
+import math
 import sys
 
 import torch
 
 from segkern import env, ops
+from segkern.ops.dense_crf import mean_field, pairwise_term
 from tests.opcases import POOL_CASES
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -108,7 +110,39 @@ def run_gaussian_crf() -> int:
                     check=True,
                 )
                 sum(level.square().sum() for level in x).backward()
+def run_permutohedral() -> int:
+    """Lattices of every dimension and of keys beyond 64 bits; filters and both gradients."""
+    runs = 0
+    for dims in range(1, 17):
+        for spread in (1.0, 1e5 if dims < 6 else 100.0, math.nan):
+            for dtype in DTYPES:
+                features = (spread * torch.randn(2, 70, dims, device="cuda")).requires_grad_()
+                values = torch.rand(2, 5, 70, device="cuda").to(dtype).requires_grad_()
+                lattice = ops.permutohedral_build(features)
+                filtered = ops.permutohedral_filter(values, lattice, features=features)
+                filtered.backward(torch.ones_like(filtered))
                 runs += 1
+    torch.cuda.synchronize()
+    return runs
+
+
+def run_dense_crf() -> int:
+    """Every width of rows, kind of cost and number of launches; objective and gradients."""
+    runs = 0
+    for labels in (2, 11, 21, 40, 70, 130, 256):
+        for shape in ((), (labels,), (labels, labels)):
+            for terms in (1, 5):
+                unary = torch.rand(2, labels, 77, device="cuda", requires_grad=True)
+                start = torch.rand(2, labels, 77, device="cuda").softmax(1).requires_grad_()
+                made = []
+                for n in range(terms):
+                    features = torch.randn(1 + n % 2, 77, 2 + n % 4, device="cuda")
+                    cost = torch.rand(shape, device="cuda", requires_grad=True)
+                    made.append(pairwise_term(features, cost))
+                for memory in ("recompute", "store"):
+                    q, _ = mean_field(unary, made, 2, q0=start, memory=memory, return_kl=True)
+                    q.square().sum().backward()
+                    runs += 1
     torch.cuda.synchronize()
     return runs
 
@@ -121,6 +155,8 @@ def main() -> int:
     print(f"{run_separable_gaussian()} separable Gaussians ran")
     print(f"{run_deep_parsing()} deep parsing cases ran")
     print(f"{run_gaussian_crf()} Gaussian CRF cases ran")
+    print(f"{run_permutohedral()} lattices ran")
+    print(f"{run_dense_crf()} dense CRFs ran")
     return 0
 
 

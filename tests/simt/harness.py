@@ -72,7 +72,7 @@ def scheduled(module: ModuleType, schedule: Schedule) -> Iterator[None]:
 def poisoned(module: ModuleType, shape: Sequence[int] | int, dtype: Any) -> np.ndarray:
     """An array as a fresh allocation may be: filled with a byte that differs between schedules."""
     array = np.empty(shape, dtype)
-    array.view(np.uint8).reshape(-1)[:] = module.poison_byte() if array.size else 0
+    array.reshape(-1).view(np.uint8)[:] = module.poison_byte()
     return array
 
 
