@@ -5,7 +5,22 @@ torch class of the same name; what is added is a keyword with a default that cha
 """
 
 from segkern.nn._convert import Swap, convert
+from segkern.nn.aspp import ASPP
+from segkern.nn.atrous import AtrousConv2d, ConvNormAct, SeparableConv2d
 from segkern.nn.crf import BilateralFilter, DenseCRF
+from segkern.nn.esp import ESPModule
 from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
 
-__all__ = ["BilateralFilter", "DenseCRF", "MaxPool2d", "MaxUnpool2d", "Swap", "convert"]
+__all__ = [
+    "ASPP",
+    "AtrousConv2d",
+    "BilateralFilter",
+    "ConvNormAct",
+    "DenseCRF",
+    "ESPModule",
+    "MaxPool2d",
+    "MaxUnpool2d",
+    "SeparableConv2d",
+    "Swap",
+    "convert",
+]
