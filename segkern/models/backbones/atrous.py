@@ -68,40 +68,22 @@ def residual_rates(
         rates = [rate] * count
         if i >= 4:
             rates = [rate * unit for unit in multi_grid]
-        if exact and (i < 4 or set(multi_grid) == {1}):
+        if exact and (i < 4 or (i == 4 and set(multi_grid) == {1})):
             rates[0] = before
         plan.append(LayerRates(own, tuple(rates)))
     return plan
 
 
 def use_atrous(network: nn.Module) -> None:
-    """Swap torch's convolutions with holes, and its depthwise ones, for :class:`AtrousConv2d`.
+    """Turn torch's convolutions with holes, and its depthwise ones, into :class:`AtrousConv2d`.
 
     In place; the others stay torch's, and state-dict names and weights stay what they are.
     """
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Conv2d and is_atrous(child):
-                setattr(parent, name, atrous_like(child))
+    for module in network.modules():
+        if type(module) is nn.Conv2d and is_atrous(module):
+            AtrousConv2d._adopt(module)
 
 
 def is_atrous(conv: nn.Conv2d) -> bool:
     """Whether the convolution has holes, or one input channel per group."""
     return max(conv.dilation) > 1 or (conv.groups == conv.in_channels and conv.groups > 1)
-
-
-def atrous_like(conv: nn.Conv2d) -> AtrousConv2d:
-    """An :class:`AtrousConv2d` with the parameters of ``conv``."""
-    swapped = AtrousConv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-        device="meta",
-    )
-    swapped.weight, swapped.bias = conv.weight, conv.bias
-    return swapped
