@@ -41,7 +41,7 @@ class Recipe:
             :func:`segkern.models.preprocess`: ``"unit"``, ``"caffe"``, ``"bgr"``, ``"imagenet"``,
             and others.
         loss: ``"cross_entropy"``.
-        class_weights: ``None``, ``"enet"`` or ``"median_frequency"``.
+        class_weights: ``None``, ``"enet"``, ``"espnet"`` or ``"median_frequency"``.
         loss_reduction: ``"pixels"`` divides the weighted sum by the number of pixels that count,
             ``"weights"`` by the sum of their weights.
         bias_lr_mult: Factor on the learning rate of convolution biases.
@@ -104,7 +104,7 @@ class Recipe:
             "schedule": ("constant", "step", "poly"),
             "input": INPUT_MODES,
             "loss": ("cross_entropy",),
-            "class_weights": (None, "enet", "median_frequency"),
+            "class_weights": (None, "enet", "espnet", "median_frequency"),
             "loss_reduction": ("pixels", "weights"),
             "label_grid": LABEL_GRIDS,
         }
