@@ -9,6 +9,7 @@ from segkern.nn.aspp import ASPP
 from segkern.nn.atrous import AtrousConv2d, ConvNormAct, SeparableConv2d
 from segkern.nn.crf import BilateralFilter, DenseCRF
 from segkern.nn.esp import ESPModule
+from segkern.nn.frozen_norm import FrozenBatchNorm2d, freeze_batch_norm
 from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
 
 __all__ = [
@@ -18,9 +19,11 @@ __all__ = [
     "ConvNormAct",
     "DenseCRF",
     "ESPModule",
+    "FrozenBatchNorm2d",
     "MaxPool2d",
     "MaxUnpool2d",
     "SeparableConv2d",
     "Swap",
     "convert",
+    "freeze_batch_norm",
 ]
