@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+_SCALES = typer.Option(
+    "--scales", metavar="S,S,...", help="Average over these scales, as 0.5,0.75,1,1.25,1.5,1.75."
+)
+_WINDOW = typer.Option(
+    "--window", metavar="HxW", help="Run images in overlapping windows (the whole image at once)."
+)
+_STRIDE = typer.Option(
+    "--output-stride", metavar="N", help="Of the features, 8 or 16 (as trained)."
+)
 _CHECKPOINT = "A run folder, a .safetensors file, or NAME:TAG for built-in weights."
 
 
@@ -19,7 +28,7 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="D",
-            help="synthetic[:HxW], camvid:DIR or folder:DIR (default: the run's).",
+            help="A data set, as in training (default: the run's).",
         ),
     ] = None,
     split: Annotated[
@@ -51,6 +60,9 @@ def evaluate(
         bool, typer.Option("--boundary/--no-boundary", help="Compute boundary F1.")
     ] = True,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored image.")] = False,
+    scales: Annotated[str | None, _SCALES] = None,
+    window: Annotated[str | None, _WINDOW] = None,
+    output_stride: Annotated[int | None, _STRIDE] = None,
     pictures: Annotated[
         int, typer.Option("--pictures", min=0, help="Panels photo | truth | prediction.")
     ] = 6,
@@ -79,6 +91,8 @@ def evaluate(
             absent=absent,
             boundary=boundary,
             tta=tta,
+            protocol=_protocol(scales, window),
+            output_stride=output_stride,
             pictures=pictures,
             output=output,
             step=step,
@@ -105,6 +119,9 @@ def predict(
         int, typer.Option("--batch-size", min=1, help="Images of one size at a time.")
     ] = 4,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored image.")] = False,
+    scales: Annotated[str | None, _SCALES] = None,
+    window: Annotated[str | None, _WINDOW] = None,
+    output_stride: Annotated[int | None, _STRIDE] = None,
 ) -> None:
     """Segment images of any size: label maps, overlays and a legend.
 
@@ -115,7 +132,15 @@ def predict(
 
     with progress("predict") as step:
         result = run(
-            checkpoint, images, output, device=device, batch_size=batch_size, tta=tta, step=step
+            checkpoint,
+            images,
+            output,
+            device=device,
+            batch_size=batch_size,
+            tta=tta,
+            protocol=_protocol(scales, window),
+            output_stride=output_stride,
+            step=step,
         )
     for path, name in result.done.items():
         if name != path.stem:
@@ -126,3 +151,15 @@ def predict(
         for path, reason in result.failed.items():
             typer.echo(f"  {path}: {reason}", err=True)
         raise typer.Exit(1)
+
+
+def _protocol(scales: str | None, window: str | None) -> Any:
+    from segkern.engine.errors import EngineError
+    from segkern.engine.inference import Protocol
+    from segkern.engine.settings import parse_size
+
+    try:
+        factors = (1.0,) if scales is None else tuple(float(part) for part in scales.split(","))
+    except ValueError as error:
+        raise EngineError(f"scales must be numbers, like 0.5,1,1.5, got {scales!r}") from error
+    return Protocol(factors, window=None if window is None else parse_size(window))

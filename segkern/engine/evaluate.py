@@ -18,6 +18,7 @@ from segkern.data import SegmentationDataset, open_dataset
 from segkern.engine.drawing import colour_map, legend, panel
 from segkern.engine.errors import EngineError
 from segkern.engine.files import write_json
+from segkern.engine.inference import Protocol
 from segkern.engine.loader import validation_loader
 from segkern.engine.loading import Trained, load_trained
 from segkern.metrics import SegmentationMetrics
@@ -40,6 +41,8 @@ def evaluate(
     absent: str = "skip",
     boundary: bool = True,
     tta: bool = False,
+    protocol: Protocol | None = None,
+    output_stride: int | None = None,
     pictures: int = 6,
     output: str | Path | None = None,
     step: Callable[[int, int], None] | None = None,
@@ -48,7 +51,8 @@ def evaluate(
 
     checkpoint: see `load_trained`. data: default is the data of the run the checkpoint came from.
     size: (H, W) every image is brought to; default is that of the run. absent: what a class without
-    a pixel in truth and prediction counts in the means ("skip", "zero", "one"). output: folder for
+    a pixel in truth and prediction counts in the means ("skip", "zero", "one"). protocol: scales,
+    mirroring and windows; tta mirrors too. output_stride: see `load_trained`. output: folder for
     metrics.json, a legend and `pictures` panels (photo, truth, prediction) spread evenly over the
     set; None writes nothing. step: called with (images done, images in all).
 
@@ -56,7 +60,9 @@ def evaluate(
     boundary_f1 and how they were measured. A figure that is not defined is None. Deterministic on
     the CPU.
     """
-    trained = load_trained(checkpoint, device)
+    trained = load_trained(
+        checkpoint, device, protocol=protocol, output_stride=output_stride
+    )
     dataset, spec, size = open_for(trained, data, split=split, size=size, limit=limit)
     metrics = SegmentationMetrics(
         dataset.num_classes, ignore_index=dataset.ignore_index, absent=absent, boundary=boundary
@@ -83,6 +89,8 @@ def evaluate(
         if step is not None:
             step(done, len(dataset))
     result = _result(trained, dataset, metrics.compute(), spec, split, size, absent, tta)
+    result["protocol"] = trained.protocol.as_dict()
+    result["output_stride"] = trained.network.config.get("output_stride")
     result["seconds"] = round(time.monotonic() - started, 3)
     result["confusion"] = metrics.confusion.tolist()
     result["pictures"] = names

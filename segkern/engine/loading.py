@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from segkern.engine.checkpoint import BEST, CONFIG
 from segkern.engine.errors import EngineError
+from segkern.engine.inference import Protocol, class_scores
 from segkern.engine.module import predict_labels
 from segkern.models import WeightsError, create_model, get_weights, list_models, read_card
 from segkern.models._preprocess import preprocess
@@ -24,7 +26,7 @@ class Trained:
     """A network in eval mode on its device, with the card of its weights.
 
     path: the weights file. run: the run folder it came from, or None. settings: the run's settings,
-    {} without a run.
+    {} without a run. protocol: how it is applied to images.
     """
 
     network: nn.Module
@@ -34,6 +36,7 @@ class Trained:
     device: torch.device
     run: Path | None
     settings: dict[str, Any]
+    protocol: Protocol = Protocol()
 
     @property
     def class_names(self) -> list[str]:
@@ -55,14 +58,12 @@ class Trained:
     def predict(self, images: Tensor, *, tta: bool = False) -> Tensor:
         """Classes (N, H, W) int64 on the CPU of images (N, 3, H, W) uint8 RGB.
 
-        tta: average the probabilities of the images and of their mirror images.
+        tta: average with the probabilities of the mirror images, whatever the protocol says.
         """
         inputs = preprocess(images.to(self.device), self.card["input"])
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        scores = self.network(inputs)["out"]
-        if tta:
-            mirrored = self.network(inputs.flip(-1))["out"].flip(-1)
-            scores = scores.softmax(1) + mirrored.softmax(1)
+        protocol = dataclasses.replace(self.protocol, flip=True) if tta else self.protocol
+        scores = class_scores(self.network, inputs, protocol)
         return predict_labels(scores, images.shape[-2:]).cpu()
 
 
@@ -83,10 +84,17 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
-def load_trained(source: str | Path, device: str = "auto") -> Trained:
+def load_trained(
+    source: str | Path,
+    device: str = "auto",
+    *,
+    protocol: Protocol | None = None,
+    output_stride: int | None = None,
+) -> Trained:
     """Load a network for use.
 
-    source: a run folder (its best.safetensors), a .safetensors file with a card, or NAME:TAG for
+    protocol: how it is applied to images; None is once, whole. output_stride: another than in
+    training, for networks that have the option. source: a run folder (its best.safetensors), a .safetensors file with a card, or NAME:TAG for
     built-in weights. Raises EngineError where there is nothing to load, WeightsError for weights
     that do not fit.
     """
@@ -117,12 +125,18 @@ def load_trained(source: str | Path, device: str = "auto") -> Trained:
             "weights that `segkern train` writes have one"
         )
     config = dict(card["config"])
+    if output_stride is not None:
+        if "output_stride" not in config:
+            raise EngineError(f"{config['name']} has no option output_stride")
+        config["output_stride"] = output_stride
     try:
         network = create_model(config.pop("name"), **config, weights=path)
     except (ValueError, TypeError) as error:
         raise EngineError(f"{path}: {error}") from error
     network = network.eval().to(chosen, memory_format=torch.channels_last)
-    return Trained(network, card, str(source), path, chosen, run, settings)
+    return Trained(
+        network, card, str(source), path, chosen, run, settings, protocol or Protocol()
+    )
 
 
 def _builtin(source: str) -> Path:

@@ -14,6 +14,7 @@ from segkern.data import DatasetError, read_image
 from segkern.data.image_io import IMAGE_SUFFIXES
 from segkern.engine.drawing import legend, overlay, save_labels
 from segkern.engine.errors import EngineError
+from segkern.engine.inference import Protocol
 from segkern.engine.loading import Trained, load_trained
 
 LABELS = "labels"
@@ -41,6 +42,8 @@ def predict(
     device: str = "auto",
     batch_size: int = 4,
     tta: bool = False,
+    protocol: Protocol | None = None,
+    output_stride: int | None = None,
     step: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Segment images: OUTPUT/labels/NAME.png, OUTPUT/overlays/NAME.png, OUTPUT/legend.png.
@@ -49,10 +52,12 @@ def predict(
     values are the classes. It has the size of the image as a viewer shows it (EXIF orientation
     applied). Images of equal size are run together, up to `batch_size`. NAME is the file's stem, or
     a longer form of its path where two stems are equal. An image that cannot be read does not stop
-    the others; it is in `failed`.
+    the others; it is in `failed`. protocol, output_stride: see `load_trained`.
     """
     files = collect(images)
-    trained = load_trained(checkpoint, device)
+    trained = load_trained(
+        checkpoint, device, protocol=protocol, output_stride=output_stride
+    )
     folder = Path(output)
     result = Prediction(folder)
     names = unique_names(files)

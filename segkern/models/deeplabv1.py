@@ -64,7 +64,7 @@ class DeepLabV1Config:
             ``"4x4_rate4"``, the paper's first.
         multi_scale: Classifiers on the image and the first four pools too, summed with the last
             one: the paper's MSc-LargeFOV.
-        crf: End with the dense CRF in evaluation; the output is then its log-marginals.
+        dense_crf: End with the dense CRF in evaluation; the output is then its log-marginals.
         width: Factor on all channels; 1 is the paper's.
     """
 
@@ -72,7 +72,7 @@ class DeepLabV1Config:
     in_channels: int = 3
     variant: str = "largefov"
     multi_scale: bool = False
-    crf: bool = False
+    dense_crf: bool = False
     width: float = 1.0
 
 
@@ -157,7 +157,7 @@ class DeepLabV1(nn.Module):
     def __init__(self, config: DeepLabV1Config) -> None:
         super().__init__()
         check_choice("deeplabv1", "variant", config.variant, tuple(VARIANTS))
-        check_crf("deeplabv1", config.crf, config.in_channels)
+        check_crf("deeplabv1", config.dense_crf, config.in_channels)
         variant = VARIANTS[config.variant]
         if config.multi_scale and variant.border:
             raise ValueError(
@@ -165,7 +165,7 @@ class DeepLabV1(nn.Module):
                 f"got {config.variant!r}"
             )
         self.in_channels = config.in_channels
-        self.border, self.crf = variant.border, config.crf
+        self.border, self.dense_crf = variant.border, config.dense_crf
         pools = FIRST_POOLS if variant.border else LARGE_FOV_POOLS
         self.backbone = VGG16Features(config.in_channels, pools, width=config.width)
         init_caffe(self.backbone)
@@ -206,7 +206,7 @@ class DeepLabV1(nn.Module):
         scores = crop_to(scores, *image.shape[-2:])
         if self.training:
             return {"out": scores, "logits": logits}
-        return {"out": refine(self, scores, image, CRF) if self.crf else scores}
+        return {"out": refine(self, scores, image, CRF) if self.dense_crf else scores}
 
     def load_backbone(self, source: str | Path) -> None:
         """Start the trunk, fc6 and fc7 from VGG16; ``recipe.input`` becomes ``"imagenet"``.
@@ -254,7 +254,7 @@ RECIPE = Recipe(
         "6000 iterations on VOC's trainaug (10 582 images) from VGG16; batch 20 for the variants "
         "but LargeFOV. The loss is on scores at 1/8, labels taken there. With multi_scale only the "
         "added layers are trained. The CRF's weights are searched on 100 validation images: w1 in "
-        "5..10, position 50..100, colour 3..10; the option crf has those released, 5, 50, 10."
+        "5..10, position 50..100, colour 3..10; the option dense_crf has those released, 5, 50, 10."
     ),
     source="arXiv:1412.7062 section 5; DeepLab-Context voc12/config/vgg128_noup",
 )

@@ -54,7 +54,7 @@ class DeepLabV2Config:
             a ResNet and False on VGG16, as the paper.
         stride_in: Of a ResNet: ``"1x1"`` as the original, or ``"3x3"`` for torchvision's weights;
             each with the rates that are its exact à-trous form.
-        crf: End with the dense CRF in evaluation; the output is then its log-marginals.
+        dense_crf: End with the dense CRF in evaluation; the output is then its log-marginals.
         width: Factor on all channels; 1 is the paper's.
     """
 
@@ -64,7 +64,7 @@ class DeepLabV2Config:
     head: str = "aspp_l"
     multi_scale: bool | None = None
     stride_in: str = "1x1"
-    crf: bool = False
+    dense_crf: bool = False
     width: float = 1.0
 
 
@@ -97,8 +97,8 @@ class DeepLabV2(nn.Module):
         super().__init__()
         check_choice("deeplabv2", "backbone", config.backbone, ("vgg16", *RESNETS))
         check_choice("deeplabv2", "head", config.head, tuple(HEADS))
-        check_crf("deeplabv2", config.crf, config.in_channels)
-        self.in_channels, self.crf = config.in_channels, config.crf
+        check_crf("deeplabv2", config.dense_crf, config.in_channels)
+        self.in_channels, self.dense_crf = config.in_channels, config.dense_crf
         self.is_vgg = config.backbone == "vgg16"
         self.multi_scale = not self.is_vgg if config.multi_scale is None else config.multi_scale
         rates = HEADS[config.head]
@@ -147,7 +147,7 @@ class DeepLabV2(nn.Module):
         out = crop_to(resize_corners(logits, padded.shape[-2:]), *image.shape[-2:])
         if self.training:
             return {"out": out, "logits": logits, **extra}
-        if self.crf:
+        if self.dense_crf:
             out = refine(self, out, image, CRF_VGG if self.is_vgg else CRF_RESNET)
         return {"out": out}
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from segkern.models import Recipe, create_model, get_entry, list_models, save_weights
+from segkern.nn import FrozenBatchNorm2d
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -59,6 +60,8 @@ class Case:
     exact: bool = True
 
 
+RESNET = {"width": 1 / 16, "backbone": "resnet26", "multi_grid": (1, 2)}
+
 CASES = {
     "deconvnet": Case(
         size=(193, 196),
@@ -67,8 +70,23 @@ CASES = {
         options={"fc_channels": 16},
         exact=False,
     ),
+    "deeplabv1": Case(size=(65, 81), options={"width": 1 / 16}),
+    "deeplabv2": Case(
+        size=(65, 81), odd_sizes=((45, 61),), options={"width": 1 / 16, "backbone": "resnet26"}
+    ),
+    "deeplabv3": Case(size=(65, 81), options=RESNET),
+    "deeplabv3_cascade": Case(size=(65, 81), options=RESNET),
+    "deeplabv3plus": Case(
+        size=(65, 81), options={"width": 1 / 16, "backbone": "xception41"}
+    ),
+    **{
+        name: Case(size=(24, 32), odd_sizes=((19, 33),), options={"width": 1 / 64})
+        for name in ("dilation_frontend", "dilation8", "dilation10")
+    },
     "enet": Case(export_multiple=8),
     "enet_encoder": Case(export_multiple=8, stride=8),
+    "espnet": Case(export_multiple=8),
+    **{name: Case(export_multiple=8, stride=8) for name in ("espnet_a", "espnet_b", "espnet_c")},
 }
 
 
@@ -118,8 +136,9 @@ def images(
     """Random images in the range of the network's recipe, on the device and dtype of ``like``."""
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(batch, channels, *size, generator=generator, dtype=torch.float64)
-    if get_entry(name).recipe.input in ("bgr", "caffe"):
-        image = 255 * image - (100 if get_entry(name).recipe.input == "caffe" else 0)
+    mode = get_entry(name).recipe.input
+    if mode.startswith(("bgr", "caffe")):
+        image = 255 * image - (0 if mode == "bgr" else 100)
     like = torch.empty(0) if like is None else like
     return image.to(like.device, like.dtype)
 
@@ -180,16 +199,25 @@ def check_forward(name: str, device: torch.device) -> None:
 def check_backward(name: str, device: torch.device) -> None:
     case = case_of(name)
     model = build(name, device).train()
-    before = {key: value.clone() for key, value in model.named_buffers()}
+    frozen = {
+        f"{key}.{buffer}"
+        for key, module in model.named_modules()
+        if isinstance(module, FrozenBatchNorm2d)
+        for buffer, _ in module.named_buffers()
+    }
+    before = {key: value.clone() for key, value in model.named_buffers() if key not in frozen}
     scores = model(images(name, case.size, case.batch, like=parameter_of(model)))["out"]
     target = torch.randint(scores.shape[1], scores[:, 0].shape, device=device)
     nn.functional.cross_entropy(scores, target).backward()
     for key, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         assert parameter.grad is not None, f"{key} has no gradient"
         assert parameter.grad.isfinite().all(), f"{key} has a gradient that is not finite"
         if parameter.dim() > 1:
             assert parameter.grad.abs().max() > 0, f"{key} has no gradient but zeros"
-    moved = [key for key, value in model.named_buffers() if not torch.equal(value, before[key])]
+    after = dict(model.named_buffers())
+    moved = [key for key, value in before.items() if not torch.equal(value, after[key])]
     assert len(moved) == len(before), "a running statistic did not move"
 
 
@@ -293,7 +321,8 @@ def check_compile_training(name: str, device: torch.device) -> None:
             model if backend is None else torch.compile(model, backend=backend, fullgraph=True)
         )
         forward(image)["out"].square().mean().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        taken = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
+        gradients.append(torch.cat(taken))
     torch._dynamo.reset()
     similarity = nn.functional.cosine_similarity(*gradients, dim=0)
     assert similarity > 0.999
