@@ -43,10 +43,18 @@ def reflect(image: Tensor, before: int, after: tuple[int, int]) -> Tensor:
         before: Rows added at the top, columns at the left.
         after: Rows added at the bottom, columns at the right.
     """
+    mirrored = image
     for axis, end in ((-2, after[0]), (-1, after[1])):
         length = image.shape[axis]
         source = torch.arange(-before, length + end, device=image.device)
         period = max(2 * (length - 1), 1)
         source = source % period
-        image = image.index_select(axis, torch.minimum(source, 2 * (length - 1) - source))
-    return image
+        mirrored = mirrored.index_select(axis, torch.minimum(source, 2 * (length - 1) - source))
+    return in_layout_of(image, mirrored)
+
+
+def in_layout_of(like: Tensor, x: Tensor) -> Tensor:
+    """``x`` in channels last where ``like`` is."""
+    if like.is_contiguous() or not like.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)

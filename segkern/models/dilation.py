@@ -14,7 +14,7 @@ from torch.nn import functional
 from segkern.models._options import check_choice
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
-from segkern.models._resize import reflect
+from segkern.models._resize import in_layout_of, reflect
 from segkern.models._sizes import check_image
 from segkern.models.backbones import VGG16Features, load_imagenet
 from segkern.models.backbones.imagenet import decimate, dense_layer
@@ -247,8 +247,9 @@ class Dilation(nn.Module):
         if self.deconvolution:
             out = _deconvolve(scores)
         else:
-            probabilities = enlarge_cells(scores.float().softmax(dim=1))
-            out = probabilities.clamp(min=1e-20).log().to(scores.dtype)
+            # softmax gives up the layout of channels last.
+            probabilities = in_layout_of(scores, scores.float().softmax(dim=1))
+            out = enlarge_cells(probabilities).clamp(min=1e-20).log().to(scores.dtype)
         out = out[..., :height, :width]
         return {"out": out, "logits": scores} if self.training else {"out": out}
 
