@@ -46,7 +46,7 @@ class DeepLabV2Config:
     Attributes:
         num_classes: Output channels.
         in_channels: Input channels.
-        backbone: ``"resnet101"`` or ``"vgg16"``; also ``"resnet50"``, and ``"resnet26"`` for
+        backbone: ``"resnet101"`` or ``"vgg16"``; also ``"resnet50"``, and ``"resnet17"`` for
             trials.
         head: ``"aspp_l"`` (rates 6, 12, 18, 24), ``"aspp_s"`` (2, 4, 8, 12) or ``"largefov"``
             (12).

@@ -40,7 +40,7 @@ class DeepLabV3Config:
     Attributes:
         num_classes: Output channels.
         in_channels: Input channels.
-        backbone: ``"resnet101"`` or ``"resnet50"``; ``"resnet26"`` for trials.
+        backbone: ``"resnet101"`` or ``"resnet50"``; ``"resnet17"`` for trials.
         output_stride: 16, or 8 with doubled rates: weights of one serve the other.
         stem: ``"plain"``, a 7x7 convolution, or ``"deep"``, three 3x3.
         multi_grid: Unit rates of the blocks of layer 4.

@@ -40,7 +40,7 @@ class DeepLabV3PlusConfig:
         num_classes: Output channels.
         in_channels: Input channels.
         backbone: ``"xception65"``, ``"xception41"``, ``"resnet101"`` or ``"resnet50"``;
-            ``"resnet26"`` for trials.
+            ``"xception20"`` and ``"resnet17"`` for trials.
         output_stride: Of the encoder: 16, or 8 with doubled rates. Weights of one serve the other.
         separable: Depthwise separable convolutions in pyramid and decoder, or standard ones.
         stem: Of a ResNet: ``"plain"`` or ``"deep"``.

@@ -22,7 +22,7 @@ from segkern.losses import segmentation_loss
 from segkern.models import Recipe, create_model
 from segkern.nn import SeparableConv2d
 
-LIGHT = {"width": 1 / 16, "backbone": "resnet26"}
+LIGHT = {"width": 1 / 16, "backbone": "resnet17"}
 RUN = {**TINY, "epochs": 1, "crop": (33, 49), "device": "cpu"}
 
 

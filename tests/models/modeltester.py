@@ -63,7 +63,7 @@ class Case:
     traced_in: str = ""
 
 
-RESNET = {"width": 1 / 16, "backbone": "resnet26", "multi_grid": (1, 2)}
+RESNET = {"width": 1 / 16, "backbone": "resnet17", "multi_grid": (1,)}
 
 DILATION = Case(size=(24, 32), odd_sizes=((19, 33),), options={"width": 1 / 64})
 
@@ -77,12 +77,12 @@ CASES = {
     ),
     "deeplabv1": Case(size=(65, 81), options={"width": 1 / 16}),
     "deeplabv2": Case(
-        size=(65, 81), odd_sizes=((45, 61),), options={"width": 1 / 16, "backbone": "resnet26"}
+        size=(65, 81), odd_sizes=((45, 61),), options={"width": 1 / 16, "backbone": "resnet17"}
     ),
     "deeplabv3": Case(size=(65, 81), options=RESNET),
     "deeplabv3_cascade": Case(size=(65, 81), options=RESNET, traced_in="deeplabv3"),
     "deeplabv3plus": Case(
-        size=(65, 81), options={"width": 1 / 16, "backbone": "xception41"}
+        size=(65, 81), options={"width": 1 / 16, "backbone": "xception20"}
     ),
     "dilation8": DILATION,
     "dilation10": DILATION,

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from segkern.models.backbones.atrous import residual_rates, use_atrous
 
-# Blocks of layers 1 to 4. torchvision has no resnet26; it is the smallest with two blocks a layer.
+# Blocks of layers 1 to 4. resnet17, which torchvision lacks, is for trials.
 RESNETS = {
-    "resnet26": (2, 2, 2, 2),
+    "resnet17": (2, 1, 1, 1),
     "resnet50": (3, 4, 6, 3),
     "resnet101": (3, 4, 23, 3),
 }
@@ -29,7 +29,7 @@ class ResNet(nn.Module):
 
     Args:
         network: Name of the network for error messages.
-        name: ``"resnet50"``, ``"resnet101"`` or ``"resnet26"``.
+        name: ``"resnet50"``, ``"resnet101"`` or ``"resnet17"``.
         in_channels: Channels of the image.
         output_stride: Ratio of the image's size to that of the features: 8, 16 or 32.
         stem: ``"plain"``, a 7x7 convolution, or ``"deep"``, three 3x3.

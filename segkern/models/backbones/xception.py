@@ -12,8 +12,8 @@ from segkern.models.backbones.atrous import OUTPUT_STRIDES
 from segkern.models.backbones.resnet import scale_channels
 from segkern.nn import ConvNormAct, SeparableConv2d
 
-# Units of the middle flow.
-XCEPTIONS = {"xception41": 8, "xception65": 16}
+# Units of the middle flow. xception20 is for trials.
+XCEPTIONS = {"xception20": 1, "xception41": 8, "xception65": 16}
 
 NORM_EPS = 1e-3
 
@@ -87,7 +87,7 @@ class Xception(nn.Module):
 
     Args:
         network: Name of the network for error messages.
-        name: ``"xception65"`` or ``"xception41"``.
+        name: ``"xception65"``, ``"xception41"`` or ``"xception20"``.
         in_channels: Channels of the image.
         output_stride: 8, 16 or 32.
         multi_grid: Factors on the rates of the last unit's three convolutions.
