@@ -32,7 +32,7 @@ def train(
             "--data",
             panel=_RUN,
             metavar="D",
-            help="synthetic[:HxW] (default), camvid:DIR or folder:DIR.",
+            help="synthetic[:HxW] (default), camvid:DIR, voc:DIR, cityscapes:DIR or folder:DIR.",
         ),
     ] = None,
     output: Annotated[
@@ -146,7 +146,7 @@ def train(
             "--input",
             panel=_RECIPE,
             metavar="NAME",
-            help="Scaling of images: unit, caffe, bgr, imagenet.",
+            help="Scaling of images: unit, caffe, bgr, imagenet, symmetric, ...",
         ),
     ] = None,
     bias_lr_mult: Annotated[

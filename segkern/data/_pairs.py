@@ -89,7 +89,9 @@ def pair_files(
         elif name not in image_table:
             wanted = _relative(images_folder / name, root)
             path = _relative(mask_table[name], root)
-            problems.append(Problem("mask without image", path, f"no image {wanted}{image_end or '.*'}"))
+            problems.append(
+                Problem("mask without image", path, f"no image {wanted}{image_end or '.*'}")
+            )
         else:
             pairs.append(Pair(name, image_table[name], mask_table[name]))
     return pairs, problems

@@ -50,7 +50,7 @@ _MASK_END = "_gtFine_labelIds.png"
 
 
 class Cityscapes(PairDataset):
-    """``DIR/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``DIR/gtFine/SPLIT/CITY/*_labelIds.png``.
+    """``DIR/leftImg8bit/SPLIT/CITY/*.png`` and ``DIR/gtFine/SPLIT/CITY/*_gtFine_labelIds.png``.
 
     Masks hold label ids, which become the 19 training classes, and 255 for all others.
 
@@ -83,7 +83,11 @@ class Cityscapes(PairDataset):
                 f"are leftImg8bit/{split}/CITY/*{_IMAGE_END} and gtFine/{split}/CITY/*{_MASK_END}"
             )
         pairs, problems = pair_files(
-            images, _ending(images, _IMAGE_END), masks, _ending(masks, _MASK_END), root,
+            images,
+            _ending(images, _IMAGE_END),
+            masks,
+            _ending(masks, _MASK_END),
+            root,
             ends=(_IMAGE_END, _MASK_END),
         )
         # Frames of all cities have different names.

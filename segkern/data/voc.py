@@ -43,8 +43,8 @@ _AUGMENTED = "trainaug"
 class VOC(PairDataset):
     """``DIR/JPEGImages``, ``DIR/SegmentationClass`` and ``DIR/ImageSets/Segmentation/SPLIT.txt``.
 
-    Masks are palette PNGs whose indices are the classes, with 255 for borders and difficult objects,
-    which are ignored. A list holds an ID a line, or the paths of an image and its mask.
+    Masks are palette PNGs whose indices are the classes; 255, borders and difficult objects, is
+    ignored. A list holds an ID a line, or the paths of an image and its mask.
 
     Args:
         root: the folder, or one that holds it as ``VOC2012`` or ``VOCdevkit/VOC2012``.
@@ -97,8 +97,8 @@ def _find_root(given: Path) -> Path:
         if (root / _IMAGES).is_dir():
             return root
     raise DatasetError(
-        f"voc:{given}: no folder {_IMAGES}; wanted are {_IMAGES}/, {_MASKS}/ and {_LISTS}/, in this "
-        "folder or in VOC2012/ or VOCdevkit/VOC2012/ below it"
+        f"voc:{given}: no folder {_IMAGES}; wanted are {_IMAGES}/, {_MASKS}/ and {_LISTS}/, in "
+        "this folder or in VOC2012/ or VOCdevkit/VOC2012/ below it"
     )
 
 

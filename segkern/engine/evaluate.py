@@ -60,9 +60,7 @@ def evaluate(
     boundary_f1 and how they were measured. A figure that is not defined is None. Deterministic on
     the CPU.
     """
-    trained = load_trained(
-        checkpoint, device, protocol=protocol, output_stride=output_stride
-    )
+    trained = load_trained(checkpoint, device, protocol=protocol, output_stride=output_stride)
     dataset, spec, size = open_for(trained, data, split=split, size=size, limit=limit)
     metrics = SegmentationMetrics(
         dataset.num_classes, ignore_index=dataset.ignore_index, absent=absent, boundary=boundary

@@ -93,9 +93,9 @@ def load_trained(
 ) -> Trained:
     """Load a network for use.
 
-    protocol: how it is applied to images; None is once, whole. output_stride: another than in
-    training, for networks that have the option. source: a run folder (its best.safetensors), a .safetensors file with a card, or NAME:TAG for
-    built-in weights. Raises EngineError where there is nothing to load, WeightsError for weights
+    source: a run folder (its best.safetensors), a .safetensors file with a card, or NAME:TAG for
+    built-in weights. protocol: how it is applied to images; None is once, whole. output_stride:
+    another than in training, for networks that have the option. Raises EngineError where there is nothing to load, WeightsError for weights
     that do not fit.
     """
     chosen = pick_device(device)
@@ -134,9 +134,7 @@ def load_trained(
     except (ValueError, TypeError) as error:
         raise EngineError(f"{path}: {error}") from error
     network = network.eval().to(chosen, memory_format=torch.channels_last)
-    return Trained(
-        network, card, str(source), path, chosen, run, settings, protocol or Protocol()
-    )
+    return Trained(network, card, str(source), path, chosen, run, settings, protocol or Protocol())
 
 
 def _builtin(source: str) -> Path:

@@ -133,9 +133,7 @@ class SegmentationModule(lightning.LightningModule):
         self.state.load_state_dict(checkpoint["segkern"], rank=self.global_rank)
 
 
-def labels_at(
-    target: Tensor, size: torch.Size | tuple[int, int], grid: str = "nearest"
-) -> Tensor:
+def labels_at(target: Tensor, size: torch.Size | tuple[int, int], grid: str = "nearest") -> Tensor:
     """Labels (N, H, W) int64 at another size, taken where `grid` says.
 
     "nearest" as torch's interpolate (ENet's first stage), "corners" with corner pixels on corner

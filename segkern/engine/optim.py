@@ -101,9 +101,7 @@ def split_groups(
             result.append({**group, "params": outside})
         if inside:
             changed = {key: group[key] * factor for key, factor in factors.items()}
-            result.append(
-                {**group, **changed, "name": f"{name}_{group['name']}", "params": inside}
-            )
+            result.append({**group, **changed, "name": f"{name}_{group['name']}", "params": inside})
     return result
 
 

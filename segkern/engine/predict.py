@@ -55,9 +55,7 @@ def predict(
     the others; it is in `failed`. protocol, output_stride: see `load_trained`.
     """
     files = collect(images)
-    trained = load_trained(
-        checkpoint, device, protocol=protocol, output_stride=output_stride
-    )
+    trained = load_trained(checkpoint, device, protocol=protocol, output_stride=output_stride)
     folder = Path(output)
     result = Prediction(folder)
     names = unique_names(files)

@@ -108,11 +108,11 @@ class Recipe:
             "loss_reduction": ("pixels", "weights"),
             "label_grid": LABEL_GRIDS,
         }
-        for field, allowed in choices.items():
-            value = getattr(self, field)
+        for name, allowed in choices.items():
+            value = getattr(self, name)
             if value not in allowed:
                 shown = ", ".join(map(repr, allowed))
-                raise ValueError(f"Recipe: {field} must be one of {shown}, got {value!r}")
+                raise ValueError(f"Recipe: {name} must be one of {shown}, got {value!r}")
         if not self.outputs:
             raise ValueError("Recipe: outputs must name at least one output, got none")
         if self.schedule == "step" and self.step_size < 1:

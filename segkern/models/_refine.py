@@ -28,7 +28,9 @@ class CRFSettings:
 def check_crf(name: str, dense_crf: bool, in_channels: int) -> None:
     """Raise ValueError if the CRF is asked for without colours to look at."""
     if dense_crf and in_channels != 3:
-        raise ValueError(f"{name}: dense_crf must be False unless in_channels is 3, got {in_channels}")
+        raise ValueError(
+            f"{name}: dense_crf must be False unless in_channels is 3, got {in_channels}"
+        )
 
 
 def refine(network: nn.Module, scores: Tensor, image: Tensor, settings: CRFSettings) -> Tensor:

@@ -265,9 +265,7 @@ class Dilation(nn.Module):
     def _tiled(self, image: Tensor, tile: tuple[int, int]) -> Tensor:
         """Scores from tiles of one size that overlap by their margins."""
         steps = [length - 2 * MARGIN for length in tile]
-        counts = [
-            -(-length // step) for length, step in zip(image.shape[-2:], steps, strict=True)
-        ]
+        counts = [-(-length // step) for length, step in zip(image.shape[-2:], steps, strict=True)]
         after = [
             MARGIN + count * step - length
             for count, step, length in zip(counts, steps, image.shape[-2:], strict=True)
@@ -362,8 +360,8 @@ RECIPE_DILATION10 = dataclasses.replace(
     input="bgr_cityscapes",
     crop=(1024, 1024),
     notes=(
-        "The last of three stages, all together: 60 000 iterations of 1396x1396 with margins, batch "
-        "1. Before: the front end 40 000 iterations of 628x628 with margins, batch 8, lr 1e-4, and "
+        "The last of three stages, all together: 60 000 iterations of 1396x1396 with margins, "
+        "batch 1. Before: the front end 40 000 iterations of 628x628 with margins, batch 8, lr 1e-4, and "
         "the context 24 000 of batch 100, lr 1e-4; all with momentum 0.99."
     ),
 )

@@ -255,9 +255,7 @@ def pad(network: nn.Module, name: str, image: Tensor) -> Tensor:
 
 def _conv(in_channels: int, out_channels: int, stride: int = 1) -> ConvNormAct:
     norm = partial(nn.BatchNorm2d, eps=NORM_EPS)
-    return ConvNormAct(
-        in_channels, out_channels, 3, stride, 1, norm_layer=norm, activation="prelu"
-    )
+    return ConvNormAct(in_channels, out_channels, 3, stride, 1, norm_layer=norm, activation="prelu")
 
 
 def _double(channels: int) -> nn.ConvTranspose2d:
@@ -309,7 +307,11 @@ RECIPE = dataclasses.replace(
 
 
 @register_model(
-    ESPNetEncoderConfig, parameters=330_272, paper=PAPER, recipe=RECIPE_ENCODER, head="classifier.weight"
+    ESPNetEncoderConfig,
+    parameters=330_272,
+    paper=PAPER,
+    recipe=RECIPE_ENCODER,
+    head="classifier.weight",
 )
 def espnet_a(config: ESPNetEncoderConfig) -> ESPNetEncoder:
     """ESPNet-A, the plain chain of ESP modules, 0.33 M parameters, 20 classes, scores at 1/8."""
@@ -325,7 +327,11 @@ def espnet_b(config: ESPNetBConfig) -> ESPNetEncoder:
 
 
 @register_model(
-    ESPNetEncoderConfig, parameters=349_449, paper=PAPER, recipe=RECIPE_ENCODER, head="classifier.weight"
+    ESPNetEncoderConfig,
+    parameters=349_449,
+    paper=PAPER,
+    recipe=RECIPE_ENCODER,
+    head="classifier.weight",
 )
 def espnet_c(config: ESPNetEncoderConfig) -> ESPNetEncoder:
     """ESPNet-C, B with the image at each level, 0.35 M parameters, 20 classes, scores at 1/8."""

@@ -93,9 +93,7 @@ class Outputs(nn.Module):
 
 
 def test_the_loss_is_the_weighted_sum_of_those_that_there_are():
-    recipe = Recipe(
-        lr=0.1, batch_size=1, epochs=1, outputs={"out": 1.0, "aux": 0.4, "other": 9.0}
-    )
+    recipe = Recipe(lr=0.1, batch_size=1, epochs=1, outputs={"out": 1.0, "aux": 0.4, "other": 9.0})
     out, aux = torch.randn(2, 4, 9, 9), torch.randn(2, 4, 5, 5)
     target = torch.randint(0, 4, (2, 9, 9))
     target[:, 0] = 255

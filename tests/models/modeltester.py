@@ -77,13 +77,15 @@ CASES = {
     ),
     "deeplabv1": Case(size=(65, 81), options={"width": 1 / 16}),
     "deeplabv2": Case(
-        size=(65, 81), odd_sizes=((45, 61),), options={"width": 1 / 16, "backbone": "resnet17"}
+        size=(65, 81),
+        odd_sizes=((45, 61),),
+        export_sizes=((80, 96), (96, 64)),
+        export_multiple=16,
+        options={"width": 1 / 16, "backbone": "resnet17"},
     ),
     "deeplabv3": Case(size=(65, 81), options=RESNET),
     "deeplabv3_cascade": Case(size=(65, 81), options=RESNET, traced_in="deeplabv3"),
-    "deeplabv3plus": Case(
-        size=(65, 81), options={"width": 1 / 16, "backbone": "xception20"}
-    ),
+    "deeplabv3plus": Case(size=(65, 81), options={"width": 1 / 16, "backbone": "xception20"}),
     "dilation8": DILATION,
     "dilation10": DILATION,
     "dilation_frontend": dataclasses.replace(DILATION, traced_in="dilation8"),

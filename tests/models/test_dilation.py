@@ -56,7 +56,8 @@ def test_mirroring_agrees_with_numpy():
     image = torch.arange(2 * 5 * 7.0).view(1, 2, 5, 7)
     expected = np.pad(image.numpy(), ((0, 0), (0, 0), (17, 20), (17, 3)), mode="reflect")
     assert torch.equal(reflect(image, 17, (20, 3)), torch.from_numpy(expected))
-    assert torch.equal(reflect(image[..., :1, :1], 2, (1, 1)), image[..., :1, :1].expand(1, 2, 4, 4))
+    pixel = image[..., :1, :1]
+    assert torch.equal(reflect(pixel, 2, (1, 1)), pixel.expand(1, 2, 4, 4))
 
 
 def test_cells_are_enlarged_from_their_corners():

@@ -41,7 +41,7 @@ def test_entries():
 def test_an_unknown_name_gets_close_matches():
     with pytest.raises(ValueError, match="no network is named 'SegNet_basik'.*segnet_basic"):
         create_model("SegNet_basik")
-    with pytest.raises(ValueError, match="no network is named 'zzz'; there are .*enet, enet_encoder"):
+    with pytest.raises(ValueError, match="no network is named 'zzz'; there are .*enet, enet_enc"):
         create_model("zzz")
     with pytest.raises(ValueError, match="no network"):
         get_weights("zzz")

@@ -88,29 +88,24 @@ def test_holes_compute_what_strides_do_and_more(make, output_stride):
 def test_torchvisions_resnet_and_weights(tmp_path):
     theirs = models.resnet50(replace_stride_with_dilation=[False, True, True])
     seed_weights(theirs)
-    torch.save(theirs.state_dict(), tmp_path / "resnet50.pth")
-    model = create_model(
-        "deeplabv3", backbone="resnet50", output_stride=8, weights_backbone=tmp_path / "resnet50.pth"
-    )
+    file = tmp_path / "resnet50.pth"
+    torch.save(theirs.state_dict(), file)
+    model = create_model("deeplabv3", backbone="resnet50", output_stride=8, weights_backbone=file)
     assert model.recipe.input == "imagenet"
     ours = ResNet("x", "resnet50", 3, output_stride=8)
     ours.load_state_dict(model.backbone.state_dict())
     image = torch.randn(1, 3, 49, 41)
     features = torch.nn.Sequential(*list(theirs.eval().children())[:-2])
     with torch.no_grad():
-        torch.testing.assert_close(
-            ours.eval()(image)[0], features(image), rtol=1e-3, atol=1e-3
-        )
+        torch.testing.assert_close(ours.eval()(image)[0], features(image), rtol=1e-3, atol=1e-3)
     with pytest.raises(WeightsError, match="(?s)does not fit resnet50:.*conv1.weight: file"):
         create_model(
             "deeplabv3",
             backbone="resnet50",
             stem="deep",
-            weights_backbone=tmp_path / "resnet50.pth",
+            weights_backbone=file,
         )
-    cascade = create_model(
-        "deeplabv3_cascade", backbone="resnet50", weights_backbone=tmp_path / "resnet50.pth"
-    )
+    cascade = create_model("deeplabv3_cascade", backbone="resnet50", weights_backbone=file)
     assert torch.equal(cascade.backbone.layer4[2].conv3.weight, theirs.layer4[2].conv3.weight)
 
 

@@ -130,9 +130,7 @@ class Xception(nn.Module):
         channels = stem[1]
         for i, planes in enumerate((128, 256, 728)):
             planes = scaled(planes)
-            unit = Unit(
-                channels, [planes] * 3, stride=strides[i], rates=rates[i], norm_layer=norm
-            )
+            unit = Unit(channels, [planes] * 3, stride=strides[i], rates=rates[i], norm_layer=norm)
             setattr(self, f"block{i + 1}", unit)
             channels = planes
         self.middle = nn.ModuleList(
