@@ -95,8 +95,8 @@ def load_trained(
 
     source: a run folder (its best.safetensors), a .safetensors file with a card, or NAME:TAG for
     built-in weights. protocol: how it is applied to images; None is once, whole. output_stride:
-    another than in training, for networks that have the option. Raises EngineError where there is nothing to load, WeightsError for weights
-    that do not fit.
+    another than in training, for networks that have the option. Raises EngineError where there is
+    nothing to load, WeightsError for weights that do not fit.
     """
     chosen = pick_device(device)
     path = Path(source)

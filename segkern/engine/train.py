@@ -44,7 +44,7 @@ from segkern.engine.module import SegmentationModule
 from segkern.engine.settings import TrainSettings, resolve, resolve_device
 from segkern.engine.settings import resume as resume_settings
 from segkern.engine.state import RunState
-from segkern.models import Recipe, WeightsError, create_model, save_weights
+from segkern.models import Recipe, WeightsError, create_model, get_entry, save_weights
 from segkern.models._preprocess import mean_pixel
 from segkern.nn import freeze_batch_norm
 from segkern.transforms import PairTransform, build_eval_transform, build_train_transform
@@ -151,6 +151,7 @@ class Job:
         self.train_set = _open(settings, "train", _train_transform(self.recipe))
         self.val_set = _open(settings, "val", build_eval_transform(self.recipe))
         self.network = _build_network(settings, self.train_set.num_classes, resume=resume)
+        self._own_input = get_entry(settings.model).recipe.input
         if self.recipe.freeze_norm:
             freeze_batch_norm(self.network)
         data = _Data(settings, self.train_set, self.val_set, self.state)
@@ -194,6 +195,12 @@ class Job:
         main = trainer.is_global_zero
         if main:
             self.journal(self._headline(first_step))
+            expected = self.network.recipe.input
+            if not self.resume and expected not in (self.recipe.input, self._own_input):
+                self.journal(
+                    f"note: the weights it starts from expect --input {expected}, this run has "
+                    f"{self.recipe.input}"
+                )
         checkpoint = str(folder / LAST) if self.resume else None
         try:
             with warnings.catch_warnings():

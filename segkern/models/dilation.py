@@ -361,8 +361,8 @@ RECIPE_DILATION10 = dataclasses.replace(
     crop=(1024, 1024),
     notes=(
         "The last of three stages, all together: 60 000 iterations of 1396x1396 with margins, "
-        "batch 1. Before: the front end 40 000 iterations of 628x628 with margins, batch 8, lr 1e-4, and "
-        "the context 24 000 of batch 100, lr 1e-4; all with momentum 0.99."
+        "batch 1. Before: the front end 40 000 iterations of 628x628 with margins, batch 8, lr "
+        "1e-4, and the context 24 000 of batch 100, lr 1e-4; all with momentum 0.99."
     ),
 )
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
 from PIL import Image
 
 from segkern.data import VOC, VOC_CLASSES, DatasetError, default_palette, open_dataset
 
-FIXTURES = PROJECT.parent / "shared" / "fixtures" / "voc"
+FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "voc"
 
 
 class Tree:

@@ -11,6 +11,7 @@ import torch
 from tiny_runs import TINY
 from torch import nn
 
+from segkern.cli.use import _protocol
 from segkern.engine.errors import EngineError
 from segkern.engine.evaluate import evaluate
 from segkern.engine.inference import Protocol
@@ -79,6 +80,41 @@ def test_frozen_norm_by_the_recipe(tmp_path):
     state = load_trained(tmp_path / "run", "cpu").network.state_dict()
     means = [value for key, value in state.items() if key.endswith("running_mean")]
     assert means and all(not value.any() for value in means)
+
+
+def test_a_run_says_that_its_weights_expect_another_input(tmp_path):
+    trunk = create_model("deeplabv3plus", **LIGHT).backbone.state_dict()
+    torch.save(trunk, tmp_path / "trunk.pth")
+    lines = []
+    for name, given in (("default", {}), ("asked", {"input": "imagenet"})):
+        fit(
+            "deeplabv3plus",
+            tmp_path / name,
+            model_options=LIGHT,
+            weights_backbone=str(tmp_path / "trunk.pth"),
+            max_steps=1,
+            show=lines.append,
+            **RUN,
+            **given,
+        )
+    notes = [line for line in lines if "expect --input imagenet" in line]
+    assert len(notes) == 1 and "this run has symmetric" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("scales", "window", "expected"),
+    [
+        (None, None, Protocol()),
+        ("0.5,1,1.75", "513x769", Protocol((0.5, 1.0, 1.75), window=(513, 769))),
+    ],
+)
+def test_protocols_of_the_command_line(scales, window, expected):
+    assert _protocol(scales, window) == expected
+
+
+def test_bad_scales_of_the_command_line():
+    with pytest.raises(EngineError, match="scales must be numbers, like 0.5,1,1.5, got 'a'"):
+        _protocol("a", None)
 
 
 class Outputs(nn.Module):
