@@ -78,14 +78,13 @@ struct Contiguous : Depthwise<T> {
   using Depthwise<T>::size;
 
   RowForm form{Depthwise<T>::p.window};
-  std::vector<int64_t> order = row_order(Depthwise<T>::p.window);
   const bool whole = form.row_stride * w.in_h * static_cast<int64_t>(sizeof(T)) <= kPlaneBytes;
-  const int64_t tasks_per_plane = whole ? 1 : ceil_div(w.out_h, kTaskRows);
-  // Rows of a band: of one plane kept whole, and without zeros between its rows.
-  const int64_t band = whole && w.up_h == 1
-                           ? std::max<int64_t>(1, kBandBytes / (w.out_w * static_cast<int64_t>(
-                                                                              sizeof(T))))
-                           : 1;
+  // Rows made before they are written.
+  const int64_t band =
+      whole ? std::max<int64_t>(1, kBandBytes / (w.out_w * static_cast<int64_t>(sizeof(T)))) : 1;
+  const std::vector<RowRun> runs = row_runs(w, whole ? rows_in_turn(w) : row_order(w), band);
+  const int64_t runs_per_task = whole ? static_cast<int64_t>(runs.size()) : kTaskRows;
+  const int64_t tasks_per_plane = ceil_div(static_cast<int64_t>(runs.size()), runs_per_task);
 
   struct Scratch {
     std::vector<T> slots, y, spare, weights;
@@ -147,67 +146,39 @@ struct Contiguous : Depthwise<T> {
       } else {
         std::fill(s.tags.begin(), s.tags.end(), -1);
       }
-      if (whole) {
-        whole_plane(s, plane, task + 1 < end);
-        continue;
-      }
-      const int64_t last = std::min(w.out_h, (part + 1) * kTaskRows);
-      for (int64_t i = part * kTaskRows; i < last; ++i) {
-        make_rows(s, plane, order[i], 1);
+      const int64_t first = part * runs_per_task;
+      const int64_t last = std::min<int64_t>(runs.size(), first + runs_per_task);
+      for (int64_t i = first; i < last; ++i) {
+        const RowRun& run = runs[i];
+        if (whole && task + 1 < end && run.oh < w.in_h) {  // the next plane meanwhile
+          prefetch(this->in_at(((plane + 1) * w.in_h + run.oh) * w.in_w),
+                   std::min(run.count, w.in_h - run.oh) * w.in_w * size);
+        }
+        make_rows(s, plane, run);
       }
     }
     stream_fence();
   }
 
-  // Bands of rows that read the same taps.
-  void whole_plane(Scratch& s, int64_t plane, bool more) const {
-    for (int64_t oh = 0; oh < w.out_h;) {
-      int64_t count = 1;
-      while (count < band && oh + count < w.out_h && same_taps(oh, oh + count)) {
-        ++count;
-      }
-      const int64_t h = std::min(w.in_h, oh);
-      if (more) {  // the next plane, while this one is computed
-        prefetch(this->in_at(((plane + 1) * w.in_h + h) * w.in_w),
-                 std::min(count, w.in_h - h) * w.in_w * size);
-      }
-      make_rows(s, plane, oh, count);
-      oh += count;
-    }
-  }
-
-  bool same_taps(int64_t a, int64_t b) const {
-    for (int64_t k = 0; k < w.kernel_h; ++k) {
-      if ((input_row(w, a, k) < 0) != (input_row(w, b, k) < 0)) {
-        return false;
-      }
-    }
-    return true;
-  }
-
-  // `count` output rows from oh, which read the same taps. Rows lie behind each other in y: what a
-  // last block writes too much is the start of the next row, which is written later because
-  // segments are taken from the right.
-  void make_rows(Scratch& s, int64_t plane, int64_t oh, int64_t count) const {
+  // Rows lie behind each other in y: what a last block writes too much is the start of the next
+  // row, which is written later because segments are taken from the right.
+  void make_rows(Scratch& s, int64_t plane, const RowRun& run) const {
     const int64_t c = plane % p.channels;
     int nr = 0;
-    for (int64_t k = 0; k < w.kernel_h; ++k) {
-      const int64_t h = input_row(w, oh, k);
-      if (h >= 0) {
-        s.row[nr] = slot_of(s, plane, oh, k, h);
-        s.weight[nr++] = s.weights.data() + k * w.kernel_w;
-      }
+    for (const auto& [k, h] : run.taps) {
+      s.row[nr] = slot_of(s, plane, run.oh, k, h);
+      s.weight[nr++] = s.weights.data() + k * w.kernel_w;
     }
     const T init = this->shift ? this->shift[c] : T{0};
     for (auto segment = form.segments.rbegin(); segment != form.segments.rend(); ++segment) {
       const int first = nr == 0 ? segment->last : segment->first;  // no row is no tap
       rows.segment(s.row.data(), s.weight.data(), form.offset.data(), nr, first, segment->last,
-                   init, s.y.data(), segment->x0, segment->blocks, count,
+                   init, s.y.data(), segment->x0, segment->blocks, run.count,
                    form.row_stride * w.stride_h, w.out_w);
     }
     const T* slope = this->slope ? this->slope + c * p.slope_step : nullptr;
-    this->write(s.y.data(), (plane * w.out_h + oh) * w.out_w, slope, 0, s.spare.data(),
-                s.packed.data(), count * w.out_w);
+    this->write(s.y.data(), (plane * w.out_h + run.oh) * w.out_w, slope, 0, s.spare.data(),
+                s.packed.data(), run.count * w.out_w);
   }
 };
 
@@ -226,7 +197,7 @@ struct ChannelsLast : Depthwise<T> {
   using Depthwise<T>::size;
   using Depthwise<T>::own;
 
-  std::vector<int64_t> order = row_order(Depthwise<T>::p.window);
+  const std::vector<RowRun> row_list = row_runs(w, row_order(w), 1);
   const int64_t block = channel_block(
       p.channels, w.kernel_h * w.in_w * static_cast<int64_t>(sizeof(T)));
   const int64_t blocks = ceil_div(p.channels, block);
@@ -295,20 +266,18 @@ struct ChannelsLast : Depthwise<T> {
       std::fill(s.tags.begin(), s.tags.end(), -1);
       const int64_t last = std::min(w.out_h, (part + 1) * kTaskRows);
       for (int64_t i = part * kTaskRows; i < last; ++i) {
-        make_row(s, n, order[i], c0, nc);
+        make_row(s, n, row_list[i], c0, nc);
       }
     }
     stream_fence();
   }
 
-  void make_row(Scratch& s, int64_t n, int64_t oh, int64_t c0, int64_t nc) const {
+  void make_row(Scratch& s, int64_t n, const RowRun& rows_of_y, int64_t c0, int64_t nc) const {
+    const int64_t oh = rows_of_y.oh;
     int nr = 0;
-    for (int64_t k = 0; k < w.kernel_h; ++k) {
-      const int64_t h = input_row(w, oh, k);
-      if (h >= 0) {
-        s.row_tap[nr] = k;
-        s.row[nr++] = row_of(s, n, oh, k, h, c0, nc);
-      }
+    for (const auto& [k, h] : rows_of_y.taps) {
+      s.row_tap[nr] = k;
+      s.row[nr++] = row_of(s, n, oh, k, h, c0, nc);
     }
     const int64_t pitch = own ? p.channels : block;
     const T* init = this->shift ? this->shift + c0 : nullptr;

@@ -22,7 +22,7 @@ struct WeightGrad {
   const int64_t size = element_size(p.element);
   const bool own = size == static_cast<int64_t>(sizeof(T));
   RowForm form{p.window};
-  std::vector<int64_t> order = row_order(p.window);
+  const std::vector<RowRun> runs = row_runs(p.window, row_order(p.window), 1);
 
   const char* grad_at(int64_t i) const { return static_cast<const char*>(p.grad) + i * size; }
   const char* in_at(int64_t i) const { return static_cast<const char*>(p.in) + i * size; }
@@ -41,16 +41,12 @@ struct WeightGrad {
         const int64_t plane = n * p.channels + c;
         std::fill(tags.begin(), tags.end(), -1);
         for (int64_t i = 0; i < w.out_h; ++i) {
-          const int64_t oh = order[i];
+          const int64_t oh = runs[i].oh;
           if (i % kRowsPerSum == 0) {
             flush(sums, totals);
           }
           rows.load(p.element, grad_at((plane * w.out_h + oh) * w.out_w), g.data(), w.out_w);
-          for (int64_t k = 0; k < w.kernel_h; ++k) {
-            const int64_t h = input_row(w, oh, k);
-            if (h < 0) {
-              continue;
-            }
+          for (const auto& [k, h] : runs[i].taps) {
             const int64_t slot = ring_slot(w, oh, k);
             T* row = ring.data() + slot * form.row_stride;
             if (tags[slot] != h) {
@@ -97,14 +93,10 @@ struct WeightGrad {
         std::fill(tags.begin(), tags.end(), -1);
         for (int64_t i = 0; i < w.out_h; ++i) {
           std::fill(sums.begin(), sums.end(), T{0});
-          const int64_t oh = order[i];
+          const int64_t oh = runs[i].oh;
           const int64_t g_first = ((n * w.out_h + oh) * w.out_w) * p.channels + c0;
           const T* g_row = lanes_row(grad_at(g_first), w.out_w, nc, g.data());
-          for (int64_t k = 0; k < w.kernel_h; ++k) {
-            const int64_t h = input_row(w, oh, k);
-            if (h < 0) {
-              continue;
-            }
+          for (const auto& [k, h] : runs[i].taps) {
             const char* from = in_at(((n * w.in_h + h) * w.in_w) * p.channels + c0);
             const int64_t slot = ring_slot(w, oh, k);
             T* kept = own ? nullptr : ring.data() + slot * w.in_w * kChannelBlock;

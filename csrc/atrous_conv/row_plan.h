@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -129,13 +130,55 @@ inline std::vector<int64_t> row_order(const ConvWindow& w) {
   return order;
 }
 
-// The input row that tap k of output row oh reads, or -1 where that is padding.
-inline int64_t input_row(const ConvWindow& w, int64_t oh, int64_t k) {
-  const int64_t h = oh * w.stride_h - w.pad_h + k * w.dilation_h;
-  if (h < 0 || h % w.up_h != 0) {
-    return -1;
+// Output rows oh to oh + count - 1, all of which read the same taps along the height: tap k of
+// row oh + j reads input row h + j * stride_h.
+struct RowRun {
+  int64_t oh, count;
+  std::vector<std::pair<int64_t, int64_t>> taps;  // (k, h)
+};
+
+inline RowRun one_row(const ConvWindow& w, int64_t oh) {
+  RowRun run{oh, 1, {}};
+  for (int64_t k = 0; k < w.kernel_h; ++k) {
+    const int64_t h = oh * w.stride_h - w.pad_h + k * w.dilation_h;
+    if (h >= 0 && h % w.up_h == 0 && h / w.up_h < w.in_h) {
+      run.taps.emplace_back(k, h / w.up_h);
+    }
   }
-  return h / w.up_h < w.in_h ? h / w.up_h : -1;
+  return run;
+}
+
+// The output rows in the given order, consecutive ones in runs of at most `most` rows.
+inline std::vector<RowRun> row_runs(const ConvWindow& w, const std::vector<int64_t>& order,
+                                    int64_t most) {
+  std::vector<RowRun> runs;
+  for (const int64_t oh : order) {
+    RowRun run = one_row(w, oh);
+    const auto follows = [&](const RowRun& before) {
+      if (w.up_h != 1 || before.count >= most || before.oh + before.count != oh ||
+          before.taps.size() != run.taps.size()) {
+        return false;
+      }
+      for (size_t i = 0; i < run.taps.size(); ++i) {
+        if (before.taps[i].first != run.taps[i].first) {
+          return false;
+        }
+      }
+      return true;
+    };
+    if (!runs.empty() && follows(runs.back())) {
+      ++runs.back().count;
+    } else {
+      runs.push_back(std::move(run));
+    }
+  }
+  return runs;
+}
+
+inline std::vector<int64_t> rows_in_turn(const ConvWindow& w) {
+  std::vector<int64_t> order(w.out_h);
+  std::iota(order.begin(), order.end(), int64_t{0});
+  return order;
 }
 
 // A slot for the input row of tap k among kernel_h slots, such that rows that are wanted together
