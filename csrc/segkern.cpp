@@ -41,6 +41,11 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "_depthwise_conv2d_grad_weight(Tensor grad, Tensor input, int kernel_h, int kernel_w, "
       "int[] stride, int[] padding, int[] dilation) -> Tensor");
 
+  m.def(
+      "esp_pyramid(Tensor input, Tensor? reduce_weight, Tensor[] weights, int[] rates, "
+      "Tensor? residual, Tensor? scale, Tensor? shift, Tensor? slope, bool hierarchical, "
+      "int activation) -> Tensor");
+
   // Permutohedral lattices: six tensors, see segkern/ops/permutohedral.py.
   m.def(
       "permutohedral_build(Tensor features) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

@@ -1,25 +1,7 @@
 // Row kernels of depthwise convolution; compiled once per instruction set (common/cpu_targets.h).
 // kVectorBytes is the width of a vector register.
 
-template <typename T>
-struct Vec {
-  static constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
-  typedef T Type __attribute__((vector_size(kVectorBytes)));
-  Type v;
-
-  static SEGKERN_INLINE Vec load(const T* from) {
-    Vec out;
-    std::memcpy(&out.v, from, sizeof(out.v));
-    return out;
-  }
-  SEGKERN_INLINE void store(T* to) const { std::memcpy(to, &v, sizeof(v)); }
-  static SEGKERN_INLINE Vec of(T value) {
-    Vec out;
-    out.v = Type{} + value;
-    return out;
-  }
-  SEGKERN_INLINE void add_product(const Vec& a, const Vec& b) { v += a.v * b.v; }
-};
+#include "vector.inl"
 
 // The taps of NR rows and NK columns with their weights in registers.
 template <typename T, int NR, int NK>

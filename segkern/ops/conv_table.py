@@ -25,7 +25,7 @@ CHOICES = ("segkern", "torch", "torch_channels_last")
 KINDS = ("depthwise", "grouped", "dense", "esp")
 
 #: Kernels of this package that exist, by device type and kind.
-KERNELS = {"cpu": ("depthwise",), "cuda": ()}
+KERNELS = {"cpu": ("depthwise", "esp"), "cuda": ()}
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -50,7 +50,7 @@ TABLE: tuple[Rule, ...] = (
     Rule("segkern", "cpu", "depthwise"),
     Rule("torch", "cpu", "dense"),
     Rule("torch", "cpu", "grouped"),
-    Rule("torch", "cpu", "esp"),
+    Rule("segkern", "cpu", "esp"),
 )
 
 _overrides: dict[str, str] = {}
