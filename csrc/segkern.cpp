@@ -42,6 +42,11 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "int[] stride, int[] padding, int[] dilation) -> Tensor");
 
   m.def(
+      "separable_conv2d(Tensor input, Tensor? depthwise_weight, Tensor? depthwise_scale, "
+      "Tensor? depthwise_shift, Tensor? depthwise_slope, Tensor weight, Tensor? scale, "
+      "Tensor? shift, Tensor? residual, Tensor? slope, int[] stride, int[] padding, "
+      "int[] dilation, int depthwise_activation, int activation) -> Tensor");
+  m.def(
       "esp_pyramid(Tensor input, Tensor? reduce_weight, Tensor[] weights, int[] rates, "
       "Tensor? residual, Tensor? scale, Tensor? shift, Tensor? slope, bool hierarchical, "
       "int activation) -> Tensor");
