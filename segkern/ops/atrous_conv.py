@@ -26,6 +26,7 @@ from segkern.ops._convolution import (
 )
 from segkern.ops._pooling import IntPair
 from segkern.ops.depthwise import depthwise_conv2d
+from segkern.ops.separable import is_pointwise, separable_conv2d
 
 
 def atrous_conv2d(
@@ -126,11 +127,22 @@ def run_convolution(
 ) -> Tensor:
     """A checked convolution by the kernel that the table names."""
     depthwise = groups == x.shape[1] == weight.shape[0] and groups > 1
-    kind = "depthwise" if depthwise else "grouped" if groups > 1 else "dense"
+    pointwise = groups == 1 and is_pointwise(weight, window)
+    kind = (
+        "depthwise"
+        if depthwise
+        else "grouped"
+        if groups > 1
+        else "pointwise"
+        if pointwise
+        else "dense"
+    )
     channels_last = suggest_memory_format(x) == torch.channels_last
     choice = conv_table.choose(kind, x, window.dilation, channels_last)
     if choice == "segkern" and depthwise:
         return depthwise_conv2d(x, weight, window, epilogue)
+    if choice == "segkern" and pointwise and not wants_grad(x, weight, *epilogue.tensors()):
+        return separable_conv2d(x, None, Epilogue(), weight, epilogue, window)
     return _torch_convolution(
         x, weight, window, groups, epilogue, choice == "torch_channels_last" and not channels_last
     )

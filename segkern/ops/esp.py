@@ -224,3 +224,16 @@ def _esp_fake(
 ):
     channels = sum(weight.shape[0] for weight in weights)
     return empty_like_layout(input, [input.shape[0], channels, *input.shape[2:]])
+
+
+def _setup_nothing(ctx, inputs, output):
+    pass
+
+
+def _refuse(ctx, *grads):
+    raise RuntimeError(
+        "esp_pyramid: no gradient of the fused operator; call segkern.ops.esp_block, which has one"
+    )
+
+
+torch.library.register_autograd("segkern::esp_pyramid", _refuse, setup_context=_setup_nothing)
