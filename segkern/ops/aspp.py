@@ -124,19 +124,13 @@ def aspp(
             residual=total,
             activation=activation if last and pooled is None else None,
         )
+    size = (x.shape[0], projection.shape[0], *x.shape[2:])
     if total is None:
-        total = torch.zeros(
-            (), dtype=x.dtype, device=x.device
-        ) if shift is None else per_channel(shift, x)
+        total = x.new_zeros(size)
+        total = total if shift is None else total + per_channel(shift, x)
     if pooled is not None:
-        differentiable = wants_grad(total, pooled)
-        size = (x.shape[0], projection.shape[0], *x.shape[2:])
-        if differentiable or tuple(total.shape) != size:
-            total = (total + pooled).expand(size)
-        else:
-            total = total.add_(pooled)
-        if activation == "relu":
-            total = torch.relu(total) if differentiable else total.relu()
+        total = total + pooled if wants_grad(total, pooled) else total.add_(pooled)
+        total = torch.relu(total) if activation == "relu" else total
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return total.contiguous(memory_format=layout)
 
