@@ -72,7 +72,8 @@ def aspp(
     Raises:
         ValueError, TypeError: an argument of the wrong form, dtype, device or size.
 
-    Differentiable. Under autocast in autocast's dtype. L.-C. Chen et al., arXiv:1706.05587.
+    Deterministic where its convolutions are, see :func:`segkern.ops.atrous_conv2d`. Differentiable.
+    Under autocast in autocast's dtype. L.-C. Chen et al., arXiv:1706.05587.
 
     Example:
         >>> import torch

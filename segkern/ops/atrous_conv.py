@@ -72,10 +72,10 @@ def atrous_conv2d(
         ValueError, TypeError: an argument of the wrong form, dtype, device or size, or an output
             without a pixel.
 
-    Differentiable in every tensor; without autograd the epilogue is part of the convolution.
-    Under autocast it runs in autocast's dtype. On the CPU deterministic for any number of threads
-    where the kernel is ours; elsewhere as torch's convolution. A weight that is not finite makes
-    the outputs NaN whose block of 16 pixels it reaches, padding included.
+    Deterministic on the CPU for any number of threads where the kernel is ours, else as torch's
+    convolution. Differentiable in every tensor; without autograd the epilogue is part of the
+    convolution. Under autocast it runs in autocast's dtype. A weight that is not finite may turn
+    outputs to NaN that lie less than 16 pixels from those it reaches.
 
     Example:
         >>> import torch
