@@ -147,7 +147,7 @@ def test_separable(dtype, layout, device):
                 outer = Tail.draw(rng, outputs, plain.shape, dtype, device)
                 given = window | inner.arguments("depthwise_") | outer.arguments()
                 result = ops.atrous_separable_conv2d(x, first, second, **given)
-                factor = 1 if device == "cpu" else 3  # composed: the hidden map is rounded
+                factor = 1 if device.type == "cpu" else 3  # composed: the hidden map is rounded
                 assert_close(result, outer.apply(plain), dtype, factor)
             result = ops.atrous_conv2d(x, second, **outer_without(outer))
             assert_close(result, without_residual(outer, x, second), dtype)
@@ -201,7 +201,7 @@ def test_esp(dtype, layout, device):
             result = ops.esp_block(x, reduce, weights, **given)
             rates = [2**k for k in range(branches)]
             expected = esp_reference(x, reduce, weights, rates, residual, tail, hierarchical)
-            assert_close(result, expected, dtype, 1 if device == "cpu" else 4)
+            assert_close(result, expected, dtype, 1 if device.type == "cpu" else 4)
 
 
 def test_esp_stride_and_rates(device):
