@@ -8,12 +8,14 @@ from segkern.nn._convert import Swap, convert
 from segkern.nn.aspp import ASPP
 from segkern.nn.atrous import AtrousConv2d, ConvNormAct, SeparableConv2d
 from segkern.nn.crf import BilateralFilter, DenseCRF
+from segkern.nn.efficient import ASPUnit, MobileNetUnit, ShuffleNetUnit
 from segkern.nn.esp import ESPModule
 from segkern.nn.frozen_norm import FrozenBatchNorm2d, freeze_batch_norm
 from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
 
 __all__ = [
     "ASPP",
+    "ASPUnit",
     "AtrousConv2d",
     "BilateralFilter",
     "ConvNormAct",
@@ -22,7 +24,9 @@ __all__ = [
     "FrozenBatchNorm2d",
     "MaxPool2d",
     "MaxUnpool2d",
+    "MobileNetUnit",
     "SeparableConv2d",
+    "ShuffleNetUnit",
     "Swap",
     "convert",
     "freeze_batch_norm",

@@ -160,11 +160,16 @@ def output_plane(op: str, x: Tensor, kernel: Sequence[int], window: Window) -> t
         )
         for i in range(2)
     ]
-    if out[0] < 1 or out[1] < 1:
-        raise ValueError(
-            f"{op}: x must be large enough for its kernel, got {tuple(x.shape[2:])} with kernel "
-            f"{tuple(kernel)}, padding {window.padding} and dilation {window.dilation}"
-        )
+    for length in out:
+        if not isinstance(length, int):
+            torch._check(
+                length >= 1, lambda: f"{op}: x must be large enough for its kernel {tuple(kernel)}"
+            )
+        elif length < 1:
+            raise ValueError(
+                f"{op}: x must be large enough for its kernel, got {tuple(x.shape[2:])} with "
+                f"kernel {tuple(kernel)}, padding {window.padding} and dilation {window.dilation}"
+            )
     return out[0], out[1]
 
 
@@ -244,6 +249,25 @@ def apply_epilogue(y: Tensor, epilogue: Epilogue, dtype: torch.dtype) -> Tensor:
     elif epilogue.activation == "prelu":
         y = torch.nn.functional.prelu(y, epilogue.slope.to(y.dtype))
     return y.to(dtype)
+
+
+def apply_epilogue_(y: Tensor, epilogue: Epilogue) -> Tensor:
+    """The epilogue in place, for a fresh `y` that autograd does not see."""
+    if y.dtype not in (torch.float32, torch.float64) and (
+        epilogue.scale is not None or epilogue.shift is not None
+    ):
+        return apply_epilogue(y, epilogue, y.dtype)
+    if epilogue.scale is not None:
+        y = y.mul_(per_channel(epilogue.scale, y))
+    if epilogue.shift is not None:
+        y = y.add_(per_channel(epilogue.shift, y))
+    if epilogue.residual is not None:
+        y = y.add_(epilogue.residual)
+    if epilogue.activation == "relu":
+        y = y.relu_()
+    elif epilogue.activation == "prelu":
+        y = torch.nn.functional.prelu(y, epilogue.slope.to(y.dtype))
+    return y
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
