@@ -11,6 +11,7 @@ from modeltester import seed_weights
 from segkern.models import WeightsError, create_model
 from segkern.models._resize import interp_size, resize_corners
 from segkern.models.backbones import ResNet, VGG16Features, Xception
+from segkern.models.backbones.xception import Unit
 from segkern.models.deeplabv1 import LARGE_FOV_POOLS
 from segkern.nn import AtrousConv2d
 
@@ -83,6 +84,51 @@ def test_holes_compute_what_strides_do_and_more(make, output_stride):
     assert found.shape[-2:] == (65 // output_stride + 1, 97 // output_stride + 1)
     assert torch.equal(low, same)
     assert low.shape[-2:] == (17, 25)
+
+
+def test_a_unit_of_xception_by_hand():
+    unit = seeded(Unit(4, (6, 6, 8), stride=2, rates=(1, 2, 3), norm_layer=torch.nn.BatchNorm2d))
+    x = torch.randn(2, 4, 11, 12, dtype=torch.float64)
+
+    def norm(y, layer):
+        shape = (1, -1, 1, 1)
+        y = (y - layer.running_mean.view(shape)) / (layer.running_var.view(shape) + 1e-5).sqrt()
+        return y * layer.weight.view(shape) + layer.bias.view(shape)
+
+    y, outputs = x, []
+    for i, rate in enumerate((1, 2, 3), start=1):
+        pair = unit.get_submodule(f"conv{i}")
+        depthwise, pointwise = pair.depthwise, pair.pointwise
+        stride = 2 if i == 3 else 1
+        y = torch.conv2d(
+            y.clamp(min=0), depthwise[0].weight, None, stride, rate, rate, groups=y.shape[1]
+        )
+        # Nothing between the two but batch norm, as released.
+        y = norm(torch.conv2d(norm(y, depthwise[1]), pointwise[0].weight), pointwise[1])
+        outputs.append(y)
+    shortcut = torch.conv2d(x, unit.shortcut[0].weight, stride=2)
+    with torch.no_grad():
+        found, second = unit(x)
+    torch.testing.assert_close(found, y + norm(shortcut, unit.shortcut[1]))
+    torch.testing.assert_close(second, outputs[1])
+
+
+@pytest.mark.parametrize(
+    ("make", "layer", "channels"),
+    [
+        (lambda: ResNet("x", "resnet17", 3, width=1 / 16), "layer1.1.bn3", 16),
+        (lambda: Xception("x", "xception20", 3, width=1 / 16), "block2.conv2", 16),
+    ],
+    ids=["resnet", "xception"],
+)
+def test_low_level_features_are_taken_before_sum_and_relu(make, layer, channels):
+    net = seeded(make())
+    seen = []
+    net.get_submodule(layer).register_forward_hook(lambda *call: seen.append(call[-1].clone()))
+    with torch.no_grad():
+        _, low = net(torch.randn(1, 3, 41, 49, dtype=torch.float64))
+    assert torch.equal(low, seen[0])
+    assert low.shape == (1, channels, 11, 13) and low.min() < 0
 
 
 def test_torchvisions_resnet_and_weights(tmp_path):
@@ -267,3 +313,13 @@ def test_one_image_in_training_names_the_layer():
     model = create_model("deeplabv3", width=1 / 16, backbone="resnet17", multi_grid=(1,))
     with pytest.raises(ValueError, match="deeplabv3: aspp.convs.4.2 sees one 1x1 feature map"):
         model(torch.zeros(1, 3, 33, 33))
+
+
+def test_torchvisions_deeplab_is_another_network(tmp_path):
+    state = {
+        "backbone.layer4.0.conv2.weight": torch.zeros(1),
+        "classifier.0.convs.0.0.weight": torch.zeros(1),
+    }
+    torch.save(state, tmp_path / "deeplab.pth")
+    with pytest.raises(WeightsError, match="its head has another 3x3 convolution"):
+        create_model("deeplabv3", weights=tmp_path / "deeplab.pth", width=1 / 16)
