@@ -28,6 +28,29 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "int[] dilation, SymInt input_h, SymInt input_w, SymInt pooled_h, SymInt pooled_w, "
       "int index_format) -> Tensor");
 
+  // Atrous convolution, see segkern/ops/atrous_conv.py. activation: Activation in
+  // csrc/atrous_conv/conv_window.h.
+  m.def(
+      "depthwise_conv2d(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, "
+      "Tensor? residual, Tensor? slope, int[] stride, int[] padding, int[] dilation, "
+      "int activation) -> Tensor");
+  m.def(
+      "_depthwise_conv2d_grad_input(Tensor grad, Tensor weight, SymInt input_h, SymInt input_w, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
+  m.def(
+      "_depthwise_conv2d_grad_weight(Tensor grad, Tensor input, int kernel_h, int kernel_w, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
+
+  m.def(
+      "separable_conv2d(Tensor input, Tensor? depthwise_weight, Tensor? depthwise_scale, "
+      "Tensor? depthwise_shift, Tensor? depthwise_slope, Tensor weight, Tensor? scale, "
+      "Tensor? shift, Tensor? residual, Tensor? slope, int[] stride, int[] padding, "
+      "int[] dilation, int depthwise_activation, int activation) -> Tensor");
+  m.def(
+      "esp_pyramid(Tensor input, Tensor? reduce_weight, Tensor[] weights, int[] rates, "
+      "Tensor? residual, Tensor? scale, Tensor? shift, Tensor? slope, bool hierarchical, "
+      "int activation) -> Tensor");
+
   // Permutohedral lattices: six tensors, see segkern/ops/permutohedral.py.
   m.def(
       "permutohedral_build(Tensor features) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

@@ -32,7 +32,7 @@ def train(
             "--data",
             panel=_RUN,
             metavar="D",
-            help="synthetic[:HxW] (default), camvid:DIR or folder:DIR.",
+            help="synthetic[:HxW] (default), camvid:DIR, voc:DIR, cityscapes:DIR or folder:DIR.",
         ),
     ] = None,
     output: Annotated[
@@ -128,7 +128,10 @@ def train(
     class_weights: Annotated[
         str | None,
         _option(
-            "--class-weights", panel=_RECIPE, metavar="NAME", help="none, enet or median_frequency."
+            "--class-weights",
+            panel=_RECIPE,
+            metavar="NAME",
+            help="none, enet, espnet or median_frequency.",
         ),
     ] = None,
     loss_reduction: Annotated[
@@ -146,7 +149,7 @@ def train(
             "--input",
             panel=_RECIPE,
             metavar="NAME",
-            help="Scaling of images: unit, caffe, bgr, imagenet.",
+            help="Scaling of images: unit, caffe, bgr, imagenet, symmetric, ...",
         ),
     ] = None,
     bias_lr_mult: Annotated[
@@ -189,6 +192,38 @@ def train(
     scale: Annotated[
         str | None,
         _option("--scale", panel=_RECIPE, metavar="LOW,HIGH|none", help="Random scale, as 0.5,2."),
+    ] = None,
+    scale_step: Annotated[
+        float | None, _option("--scale-step", panel=_RECIPE, help="Step of the random scales.")
+    ] = None,
+    head_lr_mult: Annotated[
+        float | None,
+        _option("--head-lr-mult", panel=_RECIPE, help="Factor on the rate of the last layers."),
+    ] = None,
+    depthwise_decay: Annotated[
+        bool | None,
+        _option(
+            "--depthwise-decay/--no-depthwise-decay",
+            panel=_RECIPE,
+            help="Decay depthwise convolutions.",
+        ),
+    ] = None,
+    freeze_norm: Annotated[
+        bool | None,
+        _option(
+            "--freeze-norm/--no-freeze-norm",
+            panel=_RECIPE,
+            help="Keep batch norm as the weights have it.",
+        ),
+    ] = None,
+    label_grid: Annotated[
+        str | None,
+        _option(
+            "--label-grid",
+            panel=_RECIPE,
+            metavar="NAME",
+            help="Labels of smaller outputs: nearest, corners or stride.",
+        ),
     ] = None,
     weights: Annotated[
         str | None,
@@ -326,6 +361,11 @@ def train(
         crop=crop if crop in (None, "none") else parse_size(crop),
         flip=flip,
         scale=scale if scale in (None, "none") else _range(scale),
+        scale_step=scale_step,
+        head_lr_mult=head_lr_mult,
+        depthwise_decay=depthwise_decay,
+        freeze_norm=freeze_norm,
+        label_grid=label_grid,
         weights=weights,
         weights_backbone=weights_backbone,
         model_options=_options(option, crf),

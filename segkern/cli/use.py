@@ -14,6 +14,15 @@ _CRF = typer.Option(
     "after it (see `segkern crf`).",
     show_default=False,
 )
+_SCALES = typer.Option(
+    "--scales", metavar="S,S,...", help="Average over these scales, as 0.5,0.75,1,1.25,1.5,1.75."
+)
+_WINDOW = typer.Option(
+    "--window", metavar="HxW", help="Run images in overlapping windows (the whole image at once)."
+)
+_STRIDE = typer.Option(
+    "--output-stride", metavar="N", help="Of the features, 8 or 16 (as trained)."
+)
 _CHECKPOINT = "A run folder, a .safetensors file, or NAME:TAG for built-in weights."
 
 
@@ -26,7 +35,7 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="D",
-            help="synthetic[:HxW], camvid:DIR or folder:DIR (default: the run's).",
+            help="A data set, as in training (default: the run's).",
         ),
     ] = None,
     split: Annotated[
@@ -60,6 +69,9 @@ def evaluate(
     ] = True,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored image.")] = False,
     crf: Annotated[str | None, _CRF] = None,
+    scales: Annotated[str | None, _SCALES] = None,
+    window: Annotated[str | None, _WINDOW] = None,
+    output_stride: Annotated[int | None, _STRIDE] = None,
     pictures: Annotated[
         int, typer.Option("--pictures", min=0, help="Panels photo | truth | prediction.")
     ] = 6,
@@ -90,6 +102,8 @@ def evaluate(
             boundary=boundary,
             tta=tta,
             crf=_settings(crf),
+            protocol=_protocol(scales, window),
+            output_stride=output_stride,
             pictures=pictures,
             output=output,
             step=step,
@@ -120,6 +134,9 @@ def predict(
     probs: Annotated[
         bool, typer.Option("--probs", help="Write the probabilities too, to probs/NAME.npz.")
     ] = False,
+    scales: Annotated[str | None, _SCALES] = None,
+    window: Annotated[str | None, _WINDOW] = None,
+    output_stride: Annotated[int | None, _STRIDE] = None,
 ) -> None:
     """Segment images of any size: label maps, overlays and a legend.
 
@@ -138,6 +155,8 @@ def predict(
             tta=tta,
             crf=_settings(crf),
             probs=probs,
+            protocol=_protocol(scales, window),
+            output_stride=output_stride,
             step=step,
         )
     for path, name in result.done.items():
@@ -156,3 +175,15 @@ def _settings(crf: str | None) -> Any:
     from segkern.engine.crf_settings import find_settings
 
     return None if crf is None else find_settings(crf)
+
+
+def _protocol(scales: str | None, window: str | None) -> Any:
+    from segkern.engine.errors import EngineError
+    from segkern.engine.inference import Protocol
+    from segkern.engine.settings import parse_size
+
+    try:
+        factors = (1.0,) if scales is None else tuple(float(part) for part in scales.split(","))
+    except ValueError as error:
+        raise EngineError(f"scales must be numbers, like 0.5,1,1.5, got {scales!r}") from error
+    return Protocol(factors, window=None if window is None else parse_size(window))

@@ -7,6 +7,7 @@ from segkern.data._base import IGNORE_INDEX, SegmentationDataset, default_palett
 from segkern.data._cache import cache_dir
 from segkern.data._errors import DatasetError, Problem
 from segkern.data.camvid import CAMVID_CLASSES, CAMVID_PALETTE, CamVid
+from segkern.data.cityscapes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, Cityscapes
 from segkern.data.class_weights import SEGNET_CAMVID_WEIGHTS, ClassCounts, class_weights
 from segkern.data.collate import collate
 from segkern.data.folder import Folder
@@ -14,13 +15,19 @@ from segkern.data.image_io import read_image, read_mask
 from segkern.data.open import open_dataset
 from segkern.data.sampler import EpochSampler
 from segkern.data.synthetic import Synthetic
+from segkern.data.voc import VOC, VOC_CLASSES
 
 __all__ = [
     "CAMVID_CLASSES",
     "CAMVID_PALETTE",
+    "CITYSCAPES_CLASSES",
+    "CITYSCAPES_PALETTE",
     "IGNORE_INDEX",
     "SEGNET_CAMVID_WEIGHTS",
+    "VOC",
+    "VOC_CLASSES",
     "CamVid",
+    "Cityscapes",
     "ClassCounts",
     "DatasetError",
     "EpochSampler",

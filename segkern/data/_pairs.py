@@ -49,18 +49,26 @@ def pair_files(
     masks_folder: Path,
     masks: Sequence[Path],
     root: Path,
+    ends: tuple[str, str] | None = None,
 ) -> tuple[list[Pair], list[Problem]]:
     """Match images and masks by relative path without suffix.
+
+    Args:
+        ends: how the names of images and of masks end, where that is more than the suffix.
 
     Returns:
         the pairs in order of their names, and a problem for each file left over or doubled.
     """
     problems = []
 
-    def by_name(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+    def by_name(folder: Path, files: Sequence[Path], end: str | None) -> dict[str, Path]:
         table: dict[str, Path] = {}
         for file in files:
-            name = file.relative_to(folder).with_suffix("").as_posix()
+            relative = file.relative_to(folder)
+            if end is None:
+                name = relative.with_suffix("").as_posix()
+            else:
+                name = relative.as_posix().removesuffix(end)
             if name in table:
                 problems.append(
                     Problem("same name twice", _relative(file, root), f"beside {table[name].name}")
@@ -69,18 +77,21 @@ def pair_files(
                 table[name] = file
         return table
 
-    image_table = by_name(images_folder, images)
-    mask_table = by_name(masks_folder, masks)
+    image_end, mask_end = (None, None) if ends is None else ends
+    image_table = by_name(images_folder, images, image_end)
+    mask_table = by_name(masks_folder, masks, mask_end)
     pairs = []
     for name in sorted(image_table.keys() | mask_table.keys()):
         if name not in mask_table:
-            wanted = _relative(masks_folder / f"{name}.png", root)
+            wanted = _relative(masks_folder / f"{name}{mask_end or '.png'}", root)
             path = _relative(image_table[name], root)
             problems.append(Problem("image without mask", path, f"no {wanted}"))
         elif name not in image_table:
             wanted = _relative(images_folder / name, root)
             path = _relative(mask_table[name], root)
-            problems.append(Problem("mask without image", path, f"no image {wanted}.*"))
+            problems.append(
+                Problem("mask without image", path, f"no image {wanted}{image_end or '.*'}")
+            )
         else:
             pairs.append(Pair(name, image_table[name], mask_table[name]))
     return pairs, problems

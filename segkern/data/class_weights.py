@@ -14,7 +14,8 @@ from torch import Tensor
 from segkern.data._base import SegmentationDataset
 from segkern.data._cache import cache_dir, digest, read_json, write_json
 
-METHODS = ("median_frequency", "enet", "segnet_camvid")
+METHODS = ("median_frequency", "enet", "espnet", "segnet_camvid")
+ESPNET_CONSTANT = 1.10
 
 SEGNET_CAMVID_WEIGHTS = (
     0.2595,
@@ -132,7 +133,8 @@ def class_weights(
 
     Args:
         dataset: the training split.
-        method: ``"median_frequency"``, ``"enet"``, or ``"segnet_camvid"`` for the released vector.
+        method: ``"median_frequency"``, ``"enet"``, ``"espnet"`` (the same with c = 1.10), or
+            ``"segnet_camvid"`` for the released vector.
         cache: folder for the counts; None is ``class_counts`` in the cache folder (`cache_dir`),
             False keeps nothing. A folder that cannot be written is no error.
         c: the constant of ``"enet"``.
@@ -157,7 +159,7 @@ def class_weights(
         counts = counts.with_void()
     if method == "median_frequency":
         return median_frequency_weights(counts)
-    return enet_weights(counts, c)
+    return enet_weights(counts, ESPNET_CONSTANT if method == "espnet" else c)
 
 
 def _cached_counts(

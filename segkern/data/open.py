@@ -8,15 +8,22 @@ from pathlib import Path
 from segkern.data._base import SegmentationDataset, Transform
 from segkern.data._errors import DatasetError
 from segkern.data.camvid import CamVid
+from segkern.data.cityscapes import Cityscapes
 from segkern.data.folder import Folder
 from segkern.data.synthetic import Synthetic
+from segkern.data.voc import VOC
 
 FORMS = """known forms are
   synthetic         street-like scenes drawn on the fly, 240x320
   synthetic:HxW     the same at H x W pixels
   camvid:DIR        CamVid as the SegNet tutorial ships it: DIR/train, DIR/trainannot, DIR/val, ...
+  voc:DIR           PASCAL VOC 2012: DIR/JPEGImages, DIR/SegmentationClass, DIR/ImageSets; train is
+                    trainaug.txt where that list is there
+  cityscapes:DIR    Cityscapes, 19 classes: DIR/leftImg8bit, DIR/gtFine
   folder:DIR        your own: DIR/images and DIR/masks, optional train/ and val/ in both"""
 """The list shown where a specification is not understood."""
+
+_OPENERS = {"camvid": CamVid, "voc": VOC, "cityscapes": Cityscapes, "folder": Folder}
 
 
 def open_dataset(
@@ -32,7 +39,8 @@ def open_dataset(
     """Open a data set by its specification, and check all of its files.
 
     Args:
-        spec: ``"synthetic"``, ``"synthetic:HxW"``, ``"camvid:DIR"`` or ``"folder:DIR"``.
+        spec: ``"synthetic"``, ``"synthetic:HxW"``, ``"camvid:DIR"``, ``"voc:DIR"``,
+            ``"cityscapes:DIR"`` or ``"folder:DIR"``.
         split: ``"train"`` or ``"val"``, or ``"test"`` where there is one.
         transform: see `SegmentationDataset`.
         seed: base seed of all random choices; it does not move the border between the splits.
@@ -58,15 +66,14 @@ def open_dataset(
     if kind == "synthetic":
         drawn = size if size is not None else _parse_size(spec, rest)
         return Synthetic(split, size=drawn, transform=transform, seed=seed, length=length)
-    if kind not in ("camvid", "folder"):
+    if kind not in _OPENERS:
         raise DatasetError(f"open_dataset: spec must name a data set, got {spec!r}; {FORMS}")
     if not rest:
         raise DatasetError(f"open_dataset: spec must name a folder, got {spec!r}; {FORMS}")
     root = Path(rest).expanduser()
     if not root.is_dir():
         raise DatasetError(f"open_dataset: no folder {root} (from {spec!r}); {FORMS}")
-    opener = CamVid if kind == "camvid" else Folder
-    return opener(
+    return _OPENERS[kind](
         root,
         split,
         transform=transform,

@@ -27,6 +27,8 @@ RUN_FILES = (CONFIG, METRICS, LAST, BEST, LOG)
 LICENCES = {
     "synthetic": "none: drawn by the program",
     "camvid": "CC BY-NC 4.0 (CamVid, University of Cambridge, as prepared for the SegNet tutorial)",
+    "voc": "that of PASCAL VOC 2012 (images from flickr under its terms of use)",
+    "cityscapes": "non-commercial: that of Cityscapes",
 }
 
 

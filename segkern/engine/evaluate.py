@@ -20,6 +20,7 @@ from segkern.engine.devices import crf_device
 from segkern.engine.drawing import colour_map, legend, panel
 from segkern.engine.errors import EngineError
 from segkern.engine.files import write_json
+from segkern.engine.inference import Protocol
 from segkern.engine.loader import validation_loader
 from segkern.engine.loading import Trained, load_trained
 from segkern.metrics import SegmentationMetrics
@@ -43,6 +44,8 @@ def evaluate(
     boundary: bool = True,
     tta: bool = False,
     crf: CrfSettings | None = None,
+    protocol: Protocol | None = None,
+    output_stride: int | None = None,
     pictures: int = 6,
     output: str | Path | None = None,
     step: Callable[[int, int], None] | None = None,
@@ -52,7 +55,8 @@ def evaluate(
     checkpoint: see `load_trained`. data: default is the data of the run the checkpoint came from.
     size: (H, W) every image is brought to; default is that of the run. absent: what a class without
     a pixel in truth and prediction counts in the means ("skip", "zero", "one"). crf: refine the
-    probabilities by a dense CRF first. output: folder for metrics.json, a legend and `pictures`
+    probabilities by a dense CRF first. protocol: scales, mirroring and windows; tta mirrors too.
+    output_stride: see `load_trained`. output: folder for metrics.json, a legend and `pictures`
     panels (photo, truth, prediction) spread evenly over the set; None writes nothing. step: called
     with (images done, images in all).
 
@@ -62,7 +66,7 @@ def evaluate(
     """
     if crf is not None:
         crf_device(device)
-    trained = load_trained(checkpoint, device)
+    trained = load_trained(checkpoint, device, protocol=protocol, output_stride=output_stride)
     dataset, spec, size = open_for(trained, data, split=split, size=size, limit=limit)
     metrics = SegmentationMetrics(
         dataset.num_classes, ignore_index=dataset.ignore_index, absent=absent, boundary=boundary
@@ -90,6 +94,8 @@ def evaluate(
             step(done, len(dataset))
     result = _result(trained, dataset, metrics.compute(), spec, split, size, absent, tta)
     result["crf"] = None if crf is None else crf.as_dict()
+    result["protocol"] = trained.protocol.as_dict()
+    result["output_stride"] = trained.network.config.get("output_stride")
     result["seconds"] = round(time.monotonic() - started, 3)
     result["confusion"] = metrics.confusion.tolist()
     result["pictures"] = names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from segkern.engine.checkpoint import BEST, CONFIG
-from segkern.engine.devices import pick_device
 from segkern.engine.crf_settings import CrfSettings, energies_of
+from segkern.engine.devices import pick_device
 from segkern.engine.errors import EngineError
+from segkern.engine.inference import Protocol, class_scores
 from segkern.engine.module import enlarge, predict_labels
 from segkern.models import WeightsError, create_model, get_weights, list_models, read_card
 from segkern.models._preprocess import preprocess
@@ -26,7 +28,7 @@ class Trained:
     """A network in eval mode on its device, with the card of its weights.
 
     path: the weights file. run: the run folder it came from, or None. settings: the run's settings,
-    {} without a run.
+    {} without a run. protocol: how it is applied to images.
     """
 
     network: nn.Module
@@ -36,6 +38,7 @@ class Trained:
     device: torch.device
     run: Path | None
     settings: dict[str, Any]
+    protocol: Protocol = Protocol()
 
     @property
     def class_names(self) -> list[str]:
@@ -59,8 +62,8 @@ class Trained:
     ) -> Tensor:
         """Classes (N, H, W) int64 on the CPU of images (N, 3, H, W) uint8 RGB.
 
-        tta: average the probabilities of the images and of their mirror images. crf: refine the
-        probabilities by a dense CRF over the images, at the images' size.
+        tta: average with the probabilities of the mirror images, whatever the protocol says. crf:
+        refine the probabilities by a dense CRF over the images, at the images' size.
         """
         if crf is not None:
             return self.probabilities(images, tta=tta, crf=crf).argmax(1).cpu()
@@ -71,29 +74,33 @@ class Trained:
         self, images: Tensor, *, tta: bool = False, crf: CrfSettings | None = None
     ) -> Tensor:
         """(N, C, H, W) float32 on the network's device, at the images' size; see `predict`."""
-        scores = enlarge(self._scores(images, tta), images.shape[-2:]).float()
-        found = scores / 2 if tta else scores.softmax(1)
+        scores = self._scores(images, tta)
+        found = enlarge(scores, images.shape[-2:]).float().softmax(1)
         if crf is None:
             return found
         return crf.refine(energies_of(found), images.to(self.device))
 
     def _scores(self, images: Tensor, tta: bool) -> Tensor:
-        """Logits of the images, or with `tta` the sum of two probabilities."""
+        """Scores of the images, whose softmax is the probabilities."""
         inputs = preprocess(images.to(self.device), self.card["input"])
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        scores = self.network(inputs)["out"]
-        if tta:
-            mirrored = self.network(inputs.flip(-1))["out"].flip(-1)
-            scores = scores.softmax(1) + mirrored.softmax(1)
-        return scores
+        protocol = dataclasses.replace(self.protocol, flip=True) if tta else self.protocol
+        return class_scores(self.network, inputs, protocol)
 
 
-def load_trained(source: str | Path, device: str = "auto") -> Trained:
+def load_trained(
+    source: str | Path,
+    device: str = "auto",
+    *,
+    protocol: Protocol | None = None,
+    output_stride: int | None = None,
+) -> Trained:
     """Load a network for use.
 
     source: a run folder (its best.safetensors), a .safetensors file with a card, or NAME:TAG for
-    built-in weights. Raises EngineError where there is nothing to load, WeightsError for weights
-    that do not fit.
+    built-in weights. protocol: how it is applied to images; None is once, whole. output_stride:
+    another than in training, for networks that have the option. Raises EngineError where there is
+    nothing to load, WeightsError for weights that do not fit.
     """
     chosen = pick_device(device)
     path = Path(source)
@@ -122,12 +129,16 @@ def load_trained(source: str | Path, device: str = "auto") -> Trained:
             "weights that `segkern train` writes have one"
         )
     config = dict(card["config"])
+    if output_stride is not None:
+        if "output_stride" not in config:
+            raise EngineError(f"{config['name']} has no option output_stride")
+        config["output_stride"] = output_stride
     try:
         network = create_model(config.pop("name"), **config, weights=path)
     except (ValueError, TypeError) as error:
         raise EngineError(f"{path}: {error}") from error
     network = network.eval().to(chosen, memory_format=torch.channels_last)
-    return Trained(network, card, str(source), path, chosen, run, settings)
+    return Trained(network, card, str(source), path, chosen, run, settings, protocol or Protocol())
 
 
 def _builtin(source: str) -> Path:

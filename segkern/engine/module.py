@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkern.engine.errors import EngineError
 from segkern.engine.optim import LRFactor, build_optimizer
 from segkern.engine.state import RunState
 from segkern.losses import segmentation_loss
@@ -57,16 +58,20 @@ class SegmentationModule(lightning.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes, H', W') of images (N, 3, H, W), uint8 or 0..255."""
+        return self.outputs(images)["out"]
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Everything that the network gives for images."""
         inputs = preprocess(images, self.recipe.input)
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return self.network(inputs)["out"]
+        return self.network(inputs)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits against labels; labels are sampled down (nearest) to a smaller output."""
+        """Loss of logits against labels, which are sampled down to a smaller output."""
         return segmentation_loss(
             logits.float(),
-            labels_at(target, logits.shape[-2:]),
+            labels_at(target, logits.shape[-2:], self.recipe.label_grid),
             weight=self.class_weights,
             ignore_index=self.ignore_index,
             reduction=self.recipe.loss_reduction,
@@ -74,7 +79,18 @@ class SegmentationModule(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, target = batch
-        return self.loss(self(images), target)
+        return self.training_loss(self.outputs(images), target)
+
+    def training_loss(self, outputs: dict[str, Tensor], target: Tensor) -> Tensor:
+        """Sum of the losses of the outputs that the recipe names, those that there are."""
+        weights = {name: w for name, w in self.recipe.outputs.items() if name in outputs}
+        if not weights:
+            raise EngineError(
+                f"train: the recipe's loss is on {', '.join(self.recipe.outputs)}, and the network "
+                f"gives {', '.join(outputs)}"
+            )
+        losses = [w * self.loss(outputs[name], target) for name, w in weights.items()]
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def on_validation_epoch_start(self) -> None:
         # Where several processes trained, each has normalised with the statistics of its own
@@ -117,13 +133,31 @@ class SegmentationModule(lightning.LightningModule):
         self.state.load_state_dict(checkpoint["segkern"], rank=self.global_rank)
 
 
-def labels_at(target: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Labels (N, H, W) int64 at another size by nearest neighbour, as ENet's first stage asks."""
+def labels_at(target: Tensor, size: torch.Size | tuple[int, int], grid: str = "nearest") -> Tensor:
+    """Labels (N, H, W) int64 at another size, taken where `grid` says.
+
+    "nearest" as torch's interpolate (ENet's first stage), "corners" with corner pixels on corner
+    pixels (DeepLab's scores at 1/8), "stride" each s-th pixel from the first (Dilation).
+    """
     if tuple(target.shape[-2:]) == tuple(size):
+        return target
+    if grid != "nearest":
+        for axis, wanted in ((-2, size[0]), (-1, size[1])):
+            target = target.index_select(axis, _taken(target.shape[axis], wanted, grid, target))
         return target
     # float32 holds every label below 2^24 exactly.
     small = F.interpolate(target[:, None].float(), size=tuple(size), mode="nearest")
     return small[:, 0].to(target.dtype)
+
+
+def _taken(length: int, wanted: int, grid: str, like: Tensor) -> Tensor:
+    """Indices of the labels kept of `length`."""
+    index = torch.arange(wanted, device=like.device)
+    if grid == "stride":
+        return (index * max(1, round(length / wanted))).clamp(max=length - 1)
+    # Rounded to the nearest, halves up, in integers.
+    steps = max(wanted - 1, 1)
+    return (2 * index * (length - 1) + steps) // (2 * steps)
 
 
 def predict_labels(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

@@ -96,11 +96,53 @@ def build_optimizer(network: nn.Module, recipe: Any) -> torch.optim.Optimizer:
     )
     if not groups:
         raise EngineError("train: the network has no trainable parameters")
+    if not recipe.depthwise_decay:
+        groups = split_groups(groups, depthwise_weights(network), "depthwise", weight_decay=0.0)
+    if recipe.head_lr_mult != 1:
+        groups = split_groups(groups, head_parameters(network), "head", lr=recipe.head_lr_mult)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(groups, lr=recipe.lr)
     raise EngineError(f"train: optimizer must be 'sgd' or 'adam', got {recipe.optimizer!r}")
+
+
+def split_groups(
+    groups: list[dict[str, Any]], chosen: set[int], name: str, **factors: float
+) -> list[dict[str, Any]]:
+    """Take the parameters whose id is in `chosen` out of each group into one of their own.
+
+    Its values are those of the group times `factors`, its name that of the group after `name`.
+    """
+    result = []
+    for group in groups:
+        inside = [p for p in group["params"] if id(p) in chosen]
+        outside = [p for p in group["params"] if id(p) not in chosen]
+        if outside:
+            result.append({**group, "params": outside})
+        if inside:
+            changed = {key: group[key] * factor for key, factor in factors.items()}
+            result.append({**group, **changed, "name": f"{name}_{group['name']}", "params": inside})
+    return result
+
+
+def depthwise_weights(network: nn.Module) -> set[int]:
+    """Ids of the weights of convolutions with one input channel per group."""
+    return {
+        id(module.weight)
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
+    }
+
+
+def head_parameters(network: nn.Module) -> set[int]:
+    """Ids of the parameters of the layers that `network.head_names` names."""
+    names = tuple(getattr(network, "head_names", ()))
+    return {
+        id(parameter)
+        for name, parameter in network.named_parameters()
+        if any(name == head or name.startswith(f"{head}.") for head in names)
+    }
 
 
 class LRFactor:

@@ -18,6 +18,7 @@ from segkern.engine.devices import crf_device
 from segkern.engine.drawing import legend, overlay, save_labels
 from segkern.engine.errors import EngineError
 from segkern.engine.files import write_atomic
+from segkern.engine.inference import Protocol
 from segkern.engine.loading import Trained, load_trained
 
 LABELS = "labels"
@@ -48,6 +49,8 @@ def predict(
     tta: bool = False,
     crf: CrfSettings | None = None,
     probs: bool = False,
+    protocol: Protocol | None = None,
+    output_stride: int | None = None,
     step: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Segment images: OUTPUT/labels/NAME.png, OUTPUT/overlays/NAME.png, OUTPUT/legend.png.
@@ -58,12 +61,13 @@ def predict(
     a longer form of its path where two stems are equal. An image that cannot be read does not stop
     the others; it is in `failed`. crf: refine the probabilities by a dense CRF over the image
     before labels are chosen. probs: write the probabilities too, refined ones with `crf`, as
-    `probs` (classes, H, W) float16 in OUTPUT/probs/NAME.npz.
+    `probs` (classes, H, W) float16 in OUTPUT/probs/NAME.npz. protocol,
+    output_stride: see `load_trained`.
     """
     files = collect(images)
     if crf is not None:
         crf_device(device)
-    trained = load_trained(checkpoint, device)
+    trained = load_trained(checkpoint, device, protocol=protocol, output_stride=output_stride)
     folder = Path(output)
     result = Prediction(folder)
     names = unique_names(files)

@@ -44,8 +44,10 @@ from segkern.engine.module import SegmentationModule
 from segkern.engine.settings import TrainSettings, resolve, resolve_device
 from segkern.engine.settings import resume as resume_settings
 from segkern.engine.state import RunState
-from segkern.models import Recipe, WeightsError, create_model, save_weights
-from segkern.transforms import build_eval_transform, build_train_transform
+from segkern.models import Recipe, WeightsError, create_model, get_entry, save_weights
+from segkern.models._preprocess import mean_pixel
+from segkern.nn import freeze_batch_norm
+from segkern.transforms import PairTransform, build_eval_transform, build_train_transform
 
 
 @dataclasses.dataclass
@@ -146,10 +148,13 @@ class Job:
         self.state = RunState()
         self.journal = Journal(self.folder, show)
         _seed_everything(settings.seed)
-        self.train_set = _open(settings, "train", build_train_transform(self.recipe))
+        self.train_set = _open(settings, "train", _train_transform(self.recipe))
         self.val_set = _open(settings, "val", build_eval_transform(self.recipe))
         self.network = _build_network(settings, self.train_set.num_classes, resume=resume)
         self.network.recipe = self.recipe  # networks that compare colours read their scale there
+        self._own_input = get_entry(settings.model).recipe.input
+        if self.recipe.freeze_norm:
+            freeze_batch_norm(self.network)
         data = _Data(settings, self.train_set, self.val_set, self.state)
         self.data = data
         self.steps_per_epoch = data.train(0, settings.world).steps_per_epoch
@@ -191,6 +196,12 @@ class Job:
         main = trainer.is_global_zero
         if main:
             self.journal(self._headline(first_step))
+            expected = self.network.recipe.input
+            if not self.resume and expected not in (self.recipe.input, self._own_input):
+                self.journal(
+                    f"note: the weights it starts from expect --input {expected}, this run has "
+                    f"{self.recipe.input}"
+                )
         checkpoint = str(folder / LAST) if self.resume else None
         try:
             with warnings.catch_warnings():
@@ -455,6 +466,10 @@ def _open(settings: TrainSettings, split: str, transform: Any = None) -> Segment
         length=settings.limit_train if split == "train" else settings.limit_val,
         cache_images=settings.cache and transform is not None,
     )
+
+
+def _train_transform(recipe: Recipe) -> PairTransform:
+    return build_train_transform(recipe, fill=mean_pixel(recipe.input))
 
 
 def _build_network(settings: TrainSettings, num_classes: int, *, resume: bool) -> nn.Module:

@@ -21,6 +21,15 @@ from segkern.models._weights import (
 # Importing a network's file registers it.
 from segkern.models import deconvnet, enet, segnet, segnet_basic  # isort: skip
 from segkern.models import deep_parsing_network  # isort: skip
+from segkern.models import (
+    deeplabv1,
+    deeplabv2,
+    deeplabv3,
+    deeplabv3_cascade,
+    deeplabv3plus,
+    dilation,
+    espnet,
+)  # isort: skip
 
 __all__ = [
     "LoadReport",
@@ -30,7 +39,14 @@ __all__ = [
     "create_model",
     "deconvnet",
     "deep_parsing_network",
+    "deeplabv1",
+    "deeplabv2",
+    "deeplabv3",
+    "deeplabv3_cascade",
+    "deeplabv3plus",
+    "dilation",
     "enet",
+    "espnet",
     "get_entry",
     "get_weights",
     "list_models",

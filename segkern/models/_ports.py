@@ -32,6 +32,7 @@ class Port:
         marks: Keys that every state dict of the port has and together no other network's.
         convert: From its state dict to ours; ``None`` where the networks differ.
         options: Options of our network under which it is the port's.
+        infer: Further options, read from the state dict.
         differs: What differs, where ``convert`` is ``None``.
     """
 
@@ -39,6 +40,7 @@ class Port:
     marks: tuple[str, ...]
     convert: Callable[[StateDict], StateDict] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    infer: Callable[[StateDict], dict[str, Any]] | None = None
     differs: str = ""
 
 
@@ -163,6 +165,50 @@ def _enet_berman(state_dict: StateDict) -> StateDict:
     return _rename(state_dict, pairs)
 
 
+# Layers of ESPNet's encoder and decoder: the release's holders of one layer each, and ours.
+_ESPNET_LAYERS = {
+    "level1.conv": "level1.0",
+    "level1.bn": "level1.1",
+    "level1.act": "level1.2",
+    "classifier.conv": "classifier",
+    **{f"b{i}.{their}": f"b{i}.{our}" for i in (1, 2, 3) for their, our in (("bn", 0), ("act", 1))},
+}
+_ESPNET_DECODER = {
+    "up_l3.0": "up_l3",
+    "level3_C.conv": "level3_C",
+    "combine_l2_l3.0.bn": "combine_l2_l3.0.0",
+    "combine_l2_l3.0.act": "combine_l2_l3.0.1",
+    "up_l2.1.bn": "up_l2.1.0",
+    "up_l2.1.act": "up_l2.1.1",
+    "conv.conv": "conv.0",
+    "conv.bn": "conv.1",
+    "conv.act": "conv.2",
+}
+
+
+def _espnet_c(state_dict: StateDict) -> StateDict:
+    return _rename(state_dict, list(_ESPNET_LAYERS.items()))
+
+
+def _espnet(state_dict: StateDict) -> StateDict:
+    encoder = [(f"encoder.{their}", f"encoder.{our}") for their, our in _ESPNET_LAYERS.items()]
+    return _rename(state_dict, [*encoder, *_ESPNET_DECODER.items()])
+
+
+def _espnet_options(state_dict: StateDict) -> dict[str, Any]:
+    """Depths, and the tail by the channels that its convolution sees."""
+
+    def depth(level: str) -> int:
+        parts = {key.partition(f"{level}.")[2].partition(".")[0] for key in state_dict}
+        return len(parts - {""})
+
+    options: dict[str, Any] = {"p": depth("level2"), "q": depth("level3")}
+    tail = state_dict.get("conv.conv.weight")
+    if tail is not None:
+        options["tail"] = "level1" if tail.shape[1] - tail.shape[0] == 16 else "b1"
+    return options
+
+
 _PORTS: dict[str, tuple[Port, ...]] = {
     "segnet": (
         Port(
@@ -238,6 +284,38 @@ _PORTS: dict[str, tuple[Port, ...]] = {
                 "and work at a quarter of their input channels; PReLU has one slope for all "
                 "channels and is shared within a block; batch norm in init covers the 13 convolved "
                 "channels only"
+            ),
+        ),
+    ),
+    "espnet": (
+        Port(
+            source="sacmehta/ESPNet, the authors' ESPNet",
+            marks=("encoder.level1.conv.weight", "level3_C.conv.weight", "up_l2.1.bn.weight"),
+            convert=_espnet,
+            infer=_espnet_options,
+        ),
+        Port(
+            source="sacmehta/ESPNet, the authors' ESPNet-C",
+            marks=("level1.conv.weight", "b3.bn.weight", "classifier.conv.weight"),
+            differs="the encoder alone, which weights_backbone= takes",
+        ),
+    ),
+    "espnet_c": (
+        Port(
+            source="sacmehta/ESPNet, the authors' ESPNet-C",
+            marks=("level1.conv.weight", "b3.bn.weight", "classifier.conv.weight"),
+            convert=_espnet_c,
+            infer=_espnet_options,
+        ),
+    ),
+    "deeplabv3": (
+        Port(
+            source="torchvision, deeplabv3_resnet",
+            marks=("backbone.layer4.0.conv2.weight", "classifier.0.convs.0.0.weight"),
+            differs=(
+                "its head has another 3x3 convolution with batch norm (classifier.1, classifier.2) "
+                "before the classifier, rates (12, 24, 36) at output stride 8 and no multi-grid; "
+                "weights_backbone= takes torchvision's ImageNet weights"
             ),
         ),
     ),

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-INPUT_MODES = ("unit", "caffe", "bgr", "imagenet")
+INPUT_MODES = (
+    "unit",
+    "caffe",
+    "bgr",
+    "imagenet",
+    "symmetric",
+    "espnet",
+    "bgr_voc",
+    "bgr_camvid",
+    "bgr_cityscapes",
+)
+LABEL_GRIDS = ("nearest", "corners", "stride")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +38,10 @@ class Recipe:
         batch_size: Images per optimiser step.
         epochs: Passes over the training set.
         input: Scaling of the input, one of the modes of
-            :func:`segkern.models.preprocess`: ``"unit"``, ``"caffe"``, ``"bgr"``, ``"imagenet"``.
+            :func:`segkern.models.preprocess`: ``"unit"``, ``"caffe"``, ``"bgr"``, ``"imagenet"``,
+            and others.
         loss: ``"cross_entropy"``.
-        class_weights: ``None``, ``"enet"`` or ``"median_frequency"``.
+        class_weights: ``None``, ``"enet"``, ``"espnet"`` or ``"median_frequency"``.
         loss_reduction: ``"pixels"`` divides the weighted sum by the number of pixels that count,
             ``"weights"`` by the sum of their weights.
         bias_lr_mult: Factor on the learning rate of convolution biases.
@@ -37,10 +50,20 @@ class Recipe:
         crf_weights_lr_mult: Factor on the learning rate of the kernel weights of a CRF layer,
             which are never decayed.
         crf_compatibility_lr_mult: The same for its compatibilities.
+        depthwise_decay: Whether depthwise convolutions are decayed.
+        head_lr_mult: Factor on the learning rate of the layers that a network names in its
+            ``head_names``, those that no pre-training has seen; biases have ``bias_lr_mult`` too.
+        freeze_norm: Whether batch norm keeps its statistics, scale and shift in training, see
+            :func:`segkern.nn.freeze_batch_norm`.
+        outputs: Weight of the loss of each output of the network in training, by its name.
+        label_grid: Where labels are taken for an output smaller than they are: ``"nearest"`` as
+            torch's ``interpolate``; ``"corners"``, the corner pixels falling on corner pixels;
+            ``"stride"``, each s-th from the first, s being the ratio of the sizes.
         crop: Size of a random crop, or ``None``.
         resize: Size every image is resized to before the crop, or ``None``.
         flip: Whether images are mirrored at random.
         scale: Range of a random scale, or ``None``.
+        scale_step: Step of the scales drawn from, or ``None`` for any in the range.
         notes: What the source says that is not a number, and what the fields cannot say.
         source: Where the numbers are from.
 
@@ -67,10 +90,16 @@ class Recipe:
     norm_decay: bool = True
     crf_weights_lr_mult: float = 1.0
     crf_compatibility_lr_mult: float = 1.0
+    depthwise_decay: bool = True
+    head_lr_mult: float = 1.0
+    freeze_norm: bool = False
+    outputs: Mapping[str, float] = field(default_factory=lambda: {"out": 1.0})
+    label_grid: str = "nearest"
     crop: tuple[int, int] | None = None
     resize: tuple[int, int] | None = None
     flip: bool = False
     scale: tuple[float, float] | None = None
+    scale_step: float | None = None
     notes: str = ""
     source: str = ""
 
@@ -80,13 +109,16 @@ class Recipe:
             "schedule": ("constant", "step", "poly"),
             "input": INPUT_MODES,
             "loss": ("cross_entropy",),
-            "class_weights": (None, "enet", "median_frequency"),
+            "class_weights": (None, "enet", "espnet", "median_frequency"),
             "loss_reduction": ("pixels", "weights"),
+            "label_grid": LABEL_GRIDS,
         }
-        for field, allowed in choices.items():
-            value = getattr(self, field)
+        for name, allowed in choices.items():
+            value = getattr(self, name)
             if value not in allowed:
                 shown = ", ".join(map(repr, allowed))
-                raise ValueError(f"Recipe: {field} must be one of {shown}, got {value!r}")
+                raise ValueError(f"Recipe: {name} must be one of {shown}, got {value!r}")
+        if not self.outputs:
+            raise ValueError("Recipe: outputs must name at least one output, got none")
         if self.schedule == "step" and self.step_size < 1:
             raise ValueError(f"Recipe: step_size must be at least 1, got {self.step_size}")

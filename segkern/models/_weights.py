@@ -178,7 +178,8 @@ def open_weights(network: str, path_or_tag: str | Path) -> Weights:
             f"{network}: {path.name} is a state dict of {port.source}, which is another network: "
             f"{port.differs}"
         )
-    return Weights(path, port.convert(state_dict), card, port.source, dict(port.options))
+    options = {**port.options, **(port.infer(state_dict) if port.infer else {})}
+    return Weights(path, port.convert(state_dict), card, port.source, options)
 
 
 def apply_weights(model: nn.Module, weights: Weights, strict: bool = True) -> LoadReport:

@@ -5,24 +5,39 @@ torch class of the same name; what is added is a keyword with a default that cha
 """
 
 from segkern.nn._convert import Swap, convert
+from segkern.nn.aspp import ASPP
+from segkern.nn.atrous import AtrousConv2d, ConvNormAct, SeparableConv2d
 from segkern.nn.attach_crf import CRFNetwork, attach_crf
 from segkern.nn.crf import BilateralFilter, DenseCRF
 from segkern.nn.crf_rnn import CRFAsRNN
 from segkern.nn.deep_parsing import LocalQuadraticFilter, MixtureMRF
+from segkern.nn.efficient import ASPUnit, MobileNetUnit, ShuffleNetUnit
+from segkern.nn.esp import ESPModule
+from segkern.nn.frozen_norm import FrozenBatchNorm2d, freeze_batch_norm
 from segkern.nn.gaussian_crf import GaussianCRF
 from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
 
 __all__ = [
+    "ASPP",
+    "ASPUnit",
+    "AtrousConv2d",
     "BilateralFilter",
     "CRFAsRNN",
     "CRFNetwork",
+    "ConvNormAct",
     "DenseCRF",
+    "ESPModule",
+    "FrozenBatchNorm2d",
     "GaussianCRF",
     "LocalQuadraticFilter",
     "MaxPool2d",
     "MaxUnpool2d",
     "MixtureMRF",
+    "MobileNetUnit",
+    "SeparableConv2d",
+    "ShuffleNetUnit",
     "Swap",
     "attach_crf",
     "convert",
+    "freeze_batch_norm",
 ]

@@ -1,8 +1,12 @@
 """Operators: each has a CPU and a CUDA kernel, autograd, a fake kernel for compile and export."""
 
 from segkern.ops._crf_features import image_features
+from segkern.ops.aspp import Branch, aspp
+from segkern.ops.atrous_conv import atrous_conv2d
+from segkern.ops.atrous_separable import atrous_separable_conv2d
 from segkern.ops.block_min import block_min_pool, mixture_mean_field
 from segkern.ops.dense_crf import dense_crf
+from segkern.ops.esp import esp_block
 from segkern.ops.gaussian_crf import SolveReport, gaussian_crf
 from segkern.ops.local_filter import local_quadratic_filter
 from segkern.ops.max_pool import convert_pool_indices, max_pool2d_with_indices
@@ -11,11 +15,16 @@ from segkern.ops.permutohedral import Lattice, permutohedral_build, permutohedra
 from segkern.ops.separable_gaussian import separable_gaussian
 
 __all__ = [
+    "Branch",
     "Lattice",
     "SolveReport",
+    "aspp",
+    "atrous_conv2d",
+    "atrous_separable_conv2d",
     "block_min_pool",
     "convert_pool_indices",
     "dense_crf",
+    "esp_block",
     "gaussian_crf",
     "image_features",
     "local_quadratic_filter",

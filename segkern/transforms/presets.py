@@ -19,6 +19,7 @@ class AugmentationRecipe(Protocol):
     resize: tuple[int, int] | None
     flip: bool
     scale: tuple[float, float] | None
+    scale_step: float | None
 
 
 def build_train_transform(
@@ -31,7 +32,8 @@ def build_train_transform(
     """Resize, random scale, random crop, horizontal flip, colour jitter: those the recipe has.
 
     Args:
-        recipe: ``resize`` (H, W), ``scale`` (low, high), ``crop`` (H, W) and ``flip``.
+        recipe: ``resize`` (H, W), ``scale`` (low, high) and its ``scale_step``, ``crop`` (H, W) and
+            ``flip``.
         ignore_index: mask value where a crop reaches beyond the image.
         fill: image value there, a number or one per channel in RGB 0 .. 255; a data set's mean
             makes the border vanish where the input is normalised.
@@ -43,7 +45,7 @@ def build_train_transform(
     """
     steps: list[v2.Transform] = _resize_steps(recipe)
     if recipe.scale is not None:
-        steps.append(RandomScale(*recipe.scale))
+        steps.append(RandomScale(*recipe.scale, step=recipe.scale_step))
     if recipe.crop is not None:
         fills = {
             tv_tensors.Image: fill if isinstance(fill, int) else list(fill),

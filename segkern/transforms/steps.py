@@ -37,25 +37,35 @@ class RandomScale(v2.Transform):
 
     Args:
         low, high: the range of the factor; 0.5 halves the image.
+        step: draw from low, low + step, ... up to high instead.
     """
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: float, high: float, step: float | None = None) -> None:
         super().__init__()
         if not 0 < low <= high:
             raise ValueError(f"RandomScale: must have 0 < low <= high, got {low} and {high}")
+        if step is not None and not step > 0:
+            raise ValueError(f"RandomScale: step must be above 0, got {step}")
         self.low = low
         self.high = high
+        self.step = step
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = v2.query_size(flat_inputs)
-        factor = self.low + (self.high - self.low) * torch.rand(()).item()
+        if self.step is None:
+            factor = self.low + (self.high - self.low) * torch.rand(()).item()
+        else:
+            # A hair more than the quotient, which may fall short of a whole number.
+            steps = int((self.high - self.low) / self.step + 1e-6)
+            factor = self.low + self.step * torch.randint(steps + 1, ()).item()
         return {"size": (max(round(height * factor), 1), max(round(width * factor), 1))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return _resize(inpt, params["size"])
 
     def extra_repr(self) -> str:
-        return f"low={self.low}, high={self.high}"
+        step = "" if self.step is None else f", step={self.step}"
+        return f"low={self.low}, high={self.high}{step}"
 
 
 def _resize(inpt: Any, size: tuple[int, int]) -> Any:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from segkern.models import preprocess
+from segkern.models._preprocess import colour_scale, mean_pixel
 
 PIXEL = torch.tensor([255, 51, 0], dtype=torch.uint8).view(1, 3, 1, 1)
 
@@ -13,6 +14,15 @@ EXPECTED = {
     "unit": [1.0, 0.2, 0.0],
     "bgr": [0.0, 51.0, 255.0],
     "caffe": [-104.00699, 51 - 116.66877, 255 - 122.67892],
+    "symmetric": [1.0, -0.6, -1.0],
+    "espnet": [
+        -72.3923111 / 45.3192215 / 255,
+        (51 - 82.90893555) / 46.15289307 / 255,
+        (255 - 73.15840149) / 44.91483307 / 255,
+    ],
+    "bgr_voc": [-102.93, 51 - 111.36, 255 - 116.52],
+    "bgr_camvid": [-110.703, 51 - 108.778, 255 - 105.412],
+    "bgr_cityscapes": [-72.39, 51 - 82.91, 255 - 73.16],
     "imagenet": [(1 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, -0.406 / 0.225],
 }
 
@@ -37,6 +47,16 @@ def test_shapes_and_layouts(mode):
     floats = images.float()
     preprocess(floats, mode)
     assert torch.equal(floats, before.float())
+
+
+@pytest.mark.parametrize("mode", EXPECTED)
+def test_the_mean_pixel_is_near_zero_and_colours_have_their_scale(mode):
+    mean = torch.tensor(mean_pixel(mode)).view(3, 1, 1)
+    factors = torch.tensor(colour_scale(mode)).view(3, 1, 1)
+    levels = preprocess(mean.float(), mode) * factors
+    assert levels.abs().max() <= 0.501
+    brighter = preprocess(mean.float() + 10, mode) * factors
+    torch.testing.assert_close(brighter - levels, torch.full((3, 1, 1), 10.0), rtol=1e-4, atol=1e-4)
 
 
 def test_errors():

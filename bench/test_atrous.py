@@ -1,0 +1,186 @@
+"""Atrous convolutions beside torch's in the better of its two layouts.
+
+The peer gets its input in the layout in which it is faster, whatever the row's layout: what a user
+could have had without this package. Least bytes: input, weights and output once. The shapes are
+those of ASPP over a ResNet at output stride 8 (65x65 of a 513x513 image) and 16, of DeepLab v3+'s
+decoder (129x129), and of ESPNet at 512x1024.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench.cases import Case, Contender
+from segkern import nn, ops
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+HALF = ("float32", "bfloat16")
+
+# title, operator, full size, small size, setting (outputs and rates), dtypes
+SHAPES = (
+    ("ASPP at stride 8", "depthwise", (1, 2048, 65, 65), (1, 32, 17, 17), "rate 6", HALF),
+    ("ASPP at stride 8", "depthwise", (1, 2048, 65, 65), (1, 32, 17, 17), "rate 18", HALF),
+    ("129x129 map", "depthwise", (1, 256, 129, 129), (1, 16, 19, 19), "rate 6", HALF),
+    ("129x129 map", "depthwise", (1, 256, 129, 129), (1, 16, 19, 19), "rate 18", HALF),
+    ("129x129 map", "depthwise_backward", (1, 256, 129, 129), (1, 16, 19, 19), "rate 18", HALF[:1]),
+    ("ASPP at stride 8", "dense", (1, 256, 65, 65), (1, 16, 17, 17), "rate 6", HALF),
+    ("ASPP at stride 8", "dense", (1, 256, 65, 65), (1, 16, 17, 17), "rate 12", HALF),
+    ("ASPP at stride 8", "dense", (1, 256, 65, 65), (1, 16, 17, 17), "rate 18", HALF),
+    ("ASPP at stride 8", "pointwise", (1, 2048, 65, 65), (1, 32, 17, 17), "rate 1", HALF),
+    ("ASPP at stride 8", "aspp", (1, 2048, 65, 65), (1, 32, 17, 17), "rates 6 12 18", HALF[:1]),
+    ("ASPP at stride 16", "aspp", (1, 2048, 33, 33), (1, 32, 9, 9), "rates 6 12 18", HALF[:1]),
+    ("ASPP at stride 8", "aspp_separable", (1, 2048, 65, 65), (1, 32, 17, 17), "rates 6 12 18", HALF),
+    ("ASPP at stride 8", "aspp_separable", (1, 2048, 65, 65), (1, 32, 17, 17), "rates 12 24 36", HALF[:1]),
+    ("ESPNet level 2", "esp", (1, 64, 128, 256), (1, 20, 16, 32), "5 branches", HALF),
+    ("ESPNet level 3", "esp", (1, 128, 64, 128), (1, 20, 16, 32), "5 branches", HALF),
+    ("full-size map", "esp", (1, 64, 512, 1024), (1, 20, 24, 40), "5 branches", HALF[:1]),
+)
+
+
+def declare_cases(timed: bool) -> list[Case]:
+    """Every shape, type and layout; at full size when timed."""
+    return [
+        Case(
+            "atrous",
+            operator,
+            full if timed else small,
+            dtype,
+            layout,
+            setting,
+            title,
+            options={"numbers": [int(word) for word in setting.split() if word.isdecimal()]},
+        )
+        for title, operator, full, small, setting, dtypes in SHAPES
+        for dtype in dtypes
+        for layout in LAYOUTS
+    ]
+
+
+def plain(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The same layers with torch's operators only: an ASPP or ESP module, evaluated."""
+
+    def run(layers, x):
+        for layer in layers:
+            if isinstance(layer, torch.nn.Conv2d):
+                x = F.conv2d(
+                    x, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
+                )
+            else:
+                x = layer(x)
+        return x
+
+    def aspp(x):
+        outputs = []
+        for branch in model.convs:
+            separable = isinstance(branch, nn.SeparableConv2d)
+            layers = [*branch.depthwise, *branch.pointwise] if separable else list(branch)
+            y = run(layers, x)
+            outputs.append(F.interpolate(y, x.shape[2:]) if y.shape[2:] != x.shape[2:] else y)
+        return run(model.project, torch.cat(outputs, 1))
+
+    def esp(x):
+        y = run([model.c1.conv], x)
+        parts = [run([getattr(model, f"d{rate}").conv], y) for rate in model.rates]
+        for k in range(2, len(parts)):
+            parts[k] = parts[k] + parts[k - 1]
+        return model.bn.act(model.bn.bn(torch.cat(parts, 1) + x))
+
+    return aspp if isinstance(model, nn.ASPP) else esp
+
+
+def calls(case: Case) -> tuple[Callable, Callable, int]:
+    """(ours, torch's, bytes of the weights), both over an input."""
+    channels = case.shape[1]
+    dtype = getattr(torch, case.dtype)
+    torch.manual_seed(0)
+    numbers = case.options["numbers"]
+    if case.operator in ("aspp", "aspp_separable", "esp"):
+        if case.operator == "esp":
+            model = nn.ESPModule(channels, channels)
+        else:
+            outputs = 256 if channels == 2048 else 16
+            model = nn.ASPP(channels, numbers, outputs, separable="separable" in case.operator)
+        model = model.to(case.device, dtype).eval().requires_grad_(False)
+        return model, plain(model), sum(p.nbytes for p in model.parameters())
+    rate = numbers[0]
+    depthwise = case.operator.startswith("depthwise")
+    pointwise = case.operator == "pointwise"
+    kernel = 1 if pointwise else 3
+    inputs = 1 if depthwise else channels
+    outputs = min(channels, 256) if pointwise else channels
+    weight = torch.randn(outputs, inputs, kernel, kernel, device=case.device)
+    weight = (weight / (inputs * kernel**2) ** 0.5).to(dtype)
+    groups = channels if depthwise else 1
+    pad = rate * (kernel // 2)
+    if case.operator == "depthwise_backward":
+        weight.requires_grad_()
+    return (
+        lambda x: ops.atrous_conv2d(x, weight, padding=pad, dilation=rate, groups=groups),
+        lambda x: F.conv2d(x, weight, None, 1, pad, rate, groups),
+        weight.nbytes,
+    )
+
+
+def with_backward(call: Callable) -> Callable:
+    """Forward and both gradients, of a gradient that is the output itself."""
+
+    def run(x):
+        leaf = x.detach().requires_grad_()
+        y = call(leaf)
+        return torch.autograd.grad(y, leaf, y.detach())[0]
+
+    return run
+
+
+def better_layout(call: Callable, x: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """The layout in which torch is faster, by the best of three calls each, and `x` in it."""
+    best = {}
+    for name, memory_format in LAYOUTS.items():
+        there = x.contiguous(memory_format=memory_format)
+        call(there)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            call(there)
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        best[name] = (min(times), there)
+    name = min(best, key=lambda key: best[key][0])
+    return name, best[name][1]
+
+
+def test_atrous(case: Case, runner) -> None:
+    def build():
+        ours, theirs, weights = calls(case)
+        if case.operator.endswith("backward"):
+            ours, theirs = with_backward(ours), with_backward(theirs)
+        x = torch.randn(case.shape, device=case.device).to(getattr(torch, case.dtype))
+        x = x.contiguous(memory_format=LAYOUTS[case.layout])
+        return ours, theirs, weights, x, *better_layout(theirs, x)
+
+    key = (case.operator, *case.data)
+    ours, theirs, weights, x, layout, peer_x = runner.inputs(key, build)
+    least = 2 * x.nbytes + weights if case.operator != "pointwise" else x.nbytes + weights
+
+    def check(variant: str, got, expected) -> None:
+        if case.device == "cpu":
+            assert got.is_contiguous(memory_format=LAYOUTS[case.layout])
+        scale = expected.float().abs().max()
+        slack = 40 * torch.finfo(got.dtype).eps * scale
+        assert (got.float() - expected.float()).abs().max() <= slack
+
+    with torch.set_grad_enabled(case.operator.endswith("backward")):
+        runner.run(
+            case,
+            ours={"fused": Contender(lambda: lambda: ours(x), least)},
+            peer=Contender(lambda: lambda: theirs(peer_x), least, library=f"torch {layout}"),
+            check=check,
+        )

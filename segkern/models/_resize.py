@@ -1,0 +1,60 @@
+"""Resampling and padding as Caffe's and DeepLab's networks do them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from segkern.models._sizes import check_image
+
+
+def resize_corners(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, corner pixels onto corner pixels: Caffe's ``Interp``, in one resampling."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def interp_size(length: int, shrink: int = 1, zoom: int = 1) -> int:
+    """Length after Caffe's ``Interp``: every shrink-th sample, then zoom - 1 between two."""
+    kept = (length - 1) // shrink + 1
+    return kept + (kept - 1) * (zoom - 1)
+
+
+def pad_to_grid(network: str, image: Tensor, multiple: int, remainder: int) -> Tensor:
+    """Pad the bottom and the right with zeros until H and W are ``k * multiple + remainder``.
+
+    Zero is the mean pixel once the mean is subtracted. ``image`` itself where nothing is missing.
+    """
+    check_image(network, image)
+    pad_h = (remainder - image.shape[-2]) % multiple
+    pad_w = (remainder - image.shape[-1]) % multiple
+    if pad_h == 0 and pad_w == 0:
+        return image
+    return functional.pad(image, (0, pad_w, 0, pad_h))
+
+
+def reflect(image: Tensor, before: int, after: tuple[int, int]) -> Tensor:
+    """Mirror at the borders without repeating them, over and over where the pad is longer.
+
+    Args:
+        image: ``(N, C, H, W)``.
+        before: Rows added at the top, columns at the left.
+        after: Rows added at the bottom, columns at the right.
+    """
+    mirrored = image
+    for axis, end in ((-2, after[0]), (-1, after[1])):
+        length = image.shape[axis]
+        source = torch.arange(-before, length + end, device=image.device)
+        period = max(2 * (length - 1), 1)
+        source = source % period
+        mirrored = mirrored.index_select(axis, torch.minimum(source, 2 * (length - 1) - source))
+    return in_layout_of(image, mirrored)
+
+
+def in_layout_of(like: Tensor, x: Tensor) -> Tensor:
+    """``x`` in channels last where ``like`` is."""
+    if like.is_contiguous() or not like.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,118 @@
+"""Which kernel runs a convolution: one table, filled from measurements, that a user can override.
+
+Choices:
+
+- ``"segkern"``: the kernel of this package, in the layout of the input;
+- ``"torch"``: torch's convolution (oneDNN on the CPU, cuDNN on CUDA), in the input's layout;
+- ``"torch_channels_last"``: torch's convolution in channels-last, with the input and the output
+  converted where they are not.
+
+The rows of :data:`TABLE` are tried in order. They hold what was measured (docs/benchmarks.md); a
+kernel of this package that has not been measured on a device is not in the rows of that device,
+and a kernel that does not exist for a device cannot be chosen there at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CHOICES = ("segkern", "torch", "torch_channels_last")
+KINDS = ("depthwise", "grouped", "dense", "pointwise", "separable", "esp")
+
+#: Kernels of this package that exist, by device type and kind.
+KERNELS = {"cpu": ("depthwise", "pointwise", "separable", "esp"), "cuda": ()}
+
+_FULL = (torch.float32, torch.float64)
+_FP16 = (torch.float16,)
+
+
+class Rule(NamedTuple):
+    """One row: where all that is not None agrees, `choice` runs.
+
+    device: ``"cpu"`` or ``"cuda"``. kind: of :data:`KINDS`. dtypes: of the input. channels_last:
+    layout of the input. rates: least and largest dilation, both inclusive. why: the measurement.
+    """
+
+    choice: str
+    device: str
+    kind: str
+    dtypes: tuple[torch.dtype, ...] | None = None
+    channels_last: bool | None = None
+    rates: tuple[int, int] | None = None
+    why: str = ""
+
+
+TABLE: tuple[Rule, ...] = (
+    Rule("segkern", "cpu", "depthwise"),
+    Rule("segkern", "cpu", "pointwise", _FULL, why="2.0x oneDNN at 2048 to 256 channels, 65x65"),
+    Rule("segkern", "cpu", "pointwise", _FP16),
+    Rule("torch", "cpu", "pointwise", why="bfloat16: oneDNN has bfloat16 products"),
+    Rule("segkern", "cpu", "separable", _FULL, why="1.5x to 1.9x of the two one after the other"),
+    Rule("segkern", "cpu", "separable", _FP16),
+    Rule("torch", "cpu", "separable", why="bfloat16: the pointwise half is faster in oneDNN"),
+    Rule("torch_channels_last", "cpu", "dense", None, False, (12, 2**31), "1.3x to 2x of NCHW"),
+    Rule("torch", "cpu", "dense"),
+    Rule("torch", "cpu", "grouped"),
+    Rule("segkern", "cpu", "esp", why="1.5x to 2.6x of the composition"),
+)
+
+_overrides: dict[str, str] = {}
+
+
+def choose(kind: str, x: Tensor, dilation: list[int], channels_last: bool) -> str:
+    """The choice for a convolution of `kind` with input `x`."""
+    device = x.device.type
+    forced = _overrides.get(kind)
+    if forced is not None and (forced != "segkern" or has_kernel(device, kind)):
+        return forced
+    rate = max(dilation)
+    for rule in TABLE:
+        if (
+            rule.device == device
+            and rule.kind == kind
+            and (rule.dtypes is None or x.dtype in rule.dtypes)
+            and (rule.channels_last is None or rule.channels_last == channels_last)
+            and (rule.rates is None or rule.rates[0] <= rate <= rule.rates[1])
+        ):
+            return rule.choice
+    return "torch"
+
+
+def has_kernel(device: str, kind: str) -> bool:
+    """Whether this package has a kernel of `kind` for a device type."""
+    return kind in KERNELS.get(device, ())
+
+
+@contextmanager
+def override(**choices: str) -> Iterator[None]:
+    """Choices by kind for the calls inside a ``with``, for measurements and tests.
+
+    ``"segkern"`` has no effect on devices for which there is no such kernel.
+
+    Raises:
+        ValueError: an unknown kind or choice.
+
+    Example:
+        >>> from segkern.ops import conv_table
+        >>> with conv_table.override(depthwise="torch"):
+        ...     pass
+    """
+    for kind, choice in choices.items():
+        if kind not in KINDS:
+            raise ValueError(f"override: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        if choice not in CHOICES:
+            raise ValueError(
+                f"override: {kind} must be one of {', '.join(map(repr, CHOICES))}, got {choice!r}"
+            )
+    before = dict(_overrides)
+    _overrides.update(choices)
+    try:
+        yield
+    finally:
+        _overrides.clear()
+        _overrides.update(before)

@@ -1,0 +1,239 @@
+"""The efficient spatial pyramid: reduce, parallel dilated branches, hierarchical sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from segkern import _load
+from segkern.ops import conv_table
+from segkern.ops._convolution import (
+    ACTIVATIONS,
+    Epilogue,
+    accumulator,
+    apply_epilogue,
+    apply_epilogue_,
+    autocast_dtype,
+    check_beside,
+    check_feature_map,
+    check_weight,
+    lower,
+    make_epilogue,
+    wants_grad,
+)
+from segkern.ops._pooling import IntPair, empty_like_layout, pair
+from segkern.ops.atrous_conv import atrous_conv2d
+
+MAX_BRANCHES = 16
+
+
+def esp_block(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    branch_weights: Sequence[Tensor],
+    *,
+    stride: int = 1,
+    dilations: Sequence[IntPair] | None = None,
+    hierarchical: bool = True,
+    residual: bool | Tensor = False,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = None,
+    activation_weight: Tensor | None = None,
+) -> Tensor:
+    """``activation((concat(sums of branches) + residual) * scale + shift)`` over a reduced map.
+
+    Branch k is a dilated convolution of the reduced map that keeps its size. With `hierarchical`
+    sums the branches from the third on add the one before them; the first is never added. On the
+    CPU the reduced map and the branches are never in memory as a whole, unless autograd needs
+    them; see :mod:`segkern.ops.conv_table`, kind ``"esp"``.
+
+    Args:
+        x: (N, M, H, W), float64, float32, float16 or bfloat16.
+        reduce_weight: (n, M, kr, kr), odd; padded by kr // 2. None: x is the reduced map.
+        branch_weights: 1 to 16 tensors (n_k, n, kh, kw) with one odd kernel size for all; in the
+            dtype of `x`. From the second on n_k must be the same where sums are hierarchical.
+        stride: of the reduction.
+        dilations: rate of each branch; None means 1, 2, 4, 8, ...
+        hierarchical: whether branches are summed.
+        residual: True adds `x`, a tensor adds itself: (N, sum of n_k, Ho, Wo).
+        scale, shift: (sum of n_k,) or None.
+        activation, activation_weight: as in :func:`segkern.ops.atrous_conv2d`.
+
+    Returns:
+        (N, sum of n_k, Ho, Wo) in the dtype and memory format of `x`.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong form, dtype, device or size.
+
+    Deterministic on the CPU without autograd; with it as torch's convolution. Under autocast in
+    autocast's dtype. S. Mehta et al., arXiv:1803.06815, section 3.
+
+    Example:
+        >>> import torch
+        >>> from segkern import ops
+        >>> weights = [torch.rand(4, 3, 3, 3) for _ in range(4)]
+        >>> ops.esp_block(torch.rand(1, 16, 9, 9), torch.rand(3, 16, 1, 1), weights,
+        ...               residual=True).shape
+        torch.Size([1, 16, 9, 9])
+    """
+    op = "esp_block"
+    check_feature_map(op, "x", x)
+    dtype = autocast_dtype(x)
+    x, reduce_weight = lower(dtype, x), lower(dtype, reduce_weight)
+    weights = [lower(dtype, weight) for weight in branch_weights]
+    if not 1 <= len(weights) <= MAX_BRANCHES:
+        raise ValueError(
+            f"{op}: branch_weights must be 1 to {MAX_BRANCHES} tensors, got {len(weights)}"
+        )
+    if reduce_weight is not None:
+        check_weight(op, "reduce_weight", reduce_weight, x, 1)
+        if reduce_weight.shape[2] % 2 == 0 or reduce_weight.shape[3] % 2 == 0:
+            raise ValueError(
+                f"{op}: reduce_weight must have an odd kernel, got {tuple(reduce_weight.shape)}"
+            )
+    if dilations is None:
+        dilations = [2**k for k in range(len(weights))]
+    rates = [pair(op, "dilations", rate, 1) for rate in dilations]
+    if len(rates) != len(weights):
+        raise ValueError(
+            f"{op}: dilations must be one a branch, got {len(rates)} for {len(weights)} branches"
+        )
+    reduced = x.shape[1] if reduce_weight is None else reduce_weight.shape[0]
+    _check_branches(op, weights, reduced, x, hierarchical)
+    if residual is True:
+        residual = x
+    added = lower(dtype, residual) if isinstance(residual, Tensor) else None
+
+    pointwise = reduce_weight is None or (
+        tuple(reduce_weight.shape[2:]) == (1, 1) and pair(op, "stride", stride, 1) == [1, 1]
+    )
+    if not pointwise:
+        middle = [k // 2 for k in reduce_weight.shape[2:]]
+        x = atrous_conv2d(x, reduce_weight, stride=stride, padding=middle)
+        reduce_weight = None
+    channels = sum(weight.shape[0] for weight in weights)
+    epilogue = make_epilogue(
+        op,
+        x,
+        channels,
+        (x.shape[0], channels, *x.shape[2:]),
+        None,
+        scale,
+        shift,
+        added,
+        activation,
+        activation_weight,
+    )
+    tensors = (x, reduce_weight, *weights, *epilogue.tensors())
+    channels_last = suggest_memory_format(x) == torch.channels_last
+    choice = conv_table.choose("esp", x, max(rates), channels_last)
+    if choice == "segkern" and not wants_grad(*tensors):
+        return _native(x, reduce_weight, weights, rates, hierarchical, epilogue)
+    return _composed(x, reduce_weight, weights, rates, hierarchical, epilogue, wants_grad(*tensors))
+
+
+def _check_branches(
+    op: str, weights: list[Tensor], reduced: int, x: Tensor, hierarchical: bool
+) -> None:
+    kernel = tuple(weights[0].shape[2:])
+    for k, weight in enumerate(weights):
+        name = f"branch_weights[{k}]"
+        check_beside(op, name, weight, x)
+        if weight.dim() != 4 or weight.shape[1] != reduced or weight.shape[0] < 1:
+            raise ValueError(
+                f"{op}: {name} must be (n_k, {reduced}, kh, kw), got {tuple(weight.shape)}"
+            )
+        if tuple(weight.shape[2:]) != kernel or any(size % 2 == 0 for size in kernel):
+            raise ValueError(
+                f"{op}: {name} must have the odd kernel of all branches, {kernel}, "
+                f"got {tuple(weight.shape[2:])}"
+            )
+        if hierarchical and k >= 2 and weight.shape[0] != weights[k - 1].shape[0]:
+            raise ValueError(
+                f"{op}: {name} must have the channels of the branch before it, "
+                f"{weights[k - 1].shape[0]}, got {weight.shape[0]}"
+            )
+
+
+def _native(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    weights: list[Tensor],
+    rates: list[list[int]],
+    hierarchical: bool,
+    epilogue: Epilogue,
+) -> Tensor:
+    if x.is_cuda:
+        _load.require_cuda("esp_block")
+    # The native order is (merged + residual) * scale + shift.
+    return torch.ops.segkern.esp_pyramid.default(
+        x,
+        reduce_weight,
+        weights,
+        [rate for both in rates for rate in both],
+        epilogue.residual,
+        epilogue.scale,
+        epilogue.shift,
+        epilogue.slope,
+        hierarchical,
+        ACTIVATIONS.index(epilogue.activation),
+    )
+
+
+def _composed(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    weights: list[Tensor],
+    rates: list[list[int]],
+    hierarchical: bool,
+    epilogue: Epilogue,
+    training: bool,
+) -> Tensor:
+    """The same in torch's operators."""
+    kernel = weights[0].shape[2:]
+    if reduce_weight is not None:
+        x = torch.conv2d(x, reduce_weight)
+    outputs = [
+        atrous_conv2d(
+            x,
+            weight,
+            padding=[rate[i] * (kernel[i] // 2) for i in range(2)],
+            dilation=rate,
+        )
+        for weight, rate in zip(weights, rates, strict=True)
+    ]
+    if hierarchical:
+        for k in range(2, len(outputs)):
+            outputs[k] = outputs[k] + outputs[k - 1]
+    merged = torch.cat(outputs, 1)
+    if epilogue.residual is not None:
+        merged = merged.to(accumulator(x.dtype)) + epilogue.residual
+        epilogue = epilogue._replace(residual=None)
+    if training:
+        return apply_epilogue(merged, epilogue, x.dtype)
+    return apply_epilogue_(merged, epilogue).to(x.dtype)
+
+
+@torch.library.register_fake("segkern::esp_pyramid")
+def _esp_fake(
+    input, reduce_weight, weights, rates, residual, scale, shift, slope, hierarchical, activation
+):
+    channels = sum(weight.shape[0] for weight in weights)
+    return empty_like_layout(input, [input.shape[0], channels, *input.shape[2:]])
+
+
+def _setup_nothing(ctx, inputs, output):
+    pass
+
+
+def _refuse(ctx, *grads):
+    raise RuntimeError(
+        "esp_pyramid: no gradient of the fused operator; call segkern.ops.esp_block, which has one"
+    )
+
+
+torch.library.register_autograd("segkern::esp_pyramid", _refuse, setup_context=_setup_nothing)
