@@ -63,7 +63,7 @@ struct Depthwise {
       from = packed;
     }
     if (stream) {
-      stream_store(out_at(i), from, n * size);
+      rows.stream(out_at(i), from, n * size);
     } else {
       std::memcpy(out_at(i), from, n * size);
     }

@@ -12,8 +12,14 @@ namespace {
 namespace baseline {
 constexpr int kVectorBytes = 16;
 #define SEGKERN_F16C 0
+#if defined(SEGKERN_X86_TARGETS)
+#define SEGKERN_STREAM_BYTES 16
+#else
+#define SEGKERN_STREAM_BYTES 0
+#endif
 #include "depthwise_rows.inl"
 #undef SEGKERN_F16C
+#undef SEGKERN_STREAM_BYTES
 }  // namespace baseline
 
 #if defined(SEGKERN_X86_TARGETS)
@@ -21,14 +27,18 @@ SEGKERN_TARGET_AVX2
 namespace avx2 {
 constexpr int kVectorBytes = 32;
 #define SEGKERN_F16C 1
+#define SEGKERN_STREAM_BYTES 32
 #include "depthwise_rows.inl"
+#undef SEGKERN_STREAM_BYTES
 }  // namespace avx2
 SEGKERN_TARGET_END
 
 SEGKERN_TARGET_AVX512
 namespace avx512 {
 constexpr int kVectorBytes = 64;
+#define SEGKERN_STREAM_BYTES 64
 #include "depthwise_rows.inl"
+#undef SEGKERN_STREAM_BYTES
 }  // namespace avx512
 SEGKERN_TARGET_END
 #endif

@@ -40,6 +40,8 @@ struct DepthwiseRows {
   // for float, a half type.
   void (*load)(Element element, const void* from, T* to, int64_t n);
   void (*store)(Element element, const T* from, void* to, int64_t n);
+  // Copies past the caches, whole lines at a time; end with stream_fence (common/stream_store.h).
+  void (*stream)(void* to, const void* from, int64_t bytes);
 };
 
 template <typename T>

@@ -331,9 +331,41 @@ inline void store_elements(Element element, const float* __restrict__ from, void
   }
 }
 
+inline void stream_bytes(void* to, const void* from, int64_t bytes) {
+  auto* target = static_cast<char*>(to);
+  const auto* source = static_cast<const char*>(from);
+#if SEGKERN_STREAM_BYTES > 0
+  constexpr int64_t kLine = 64;
+  const int64_t head = (kLine - reinterpret_cast<uintptr_t>(target) % kLine) % kLine;
+  if (bytes >= head + kLine) {
+    std::memcpy(target, source, head);
+    target += head;
+    source += head;
+    bytes -= head;
+    for (; bytes >= kLine; bytes -= kLine, target += kLine, source += kLine) {
+#if SEGKERN_STREAM_BYTES == 64
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(target), _mm512_loadu_si512(source));
+#elif SEGKERN_STREAM_BYTES == 32
+      for (int i = 0; i < 64; i += 32) {
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(target + i),
+                            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + i)));
+      }
+#else
+      for (int i = 0; i < 64; i += 16) {
+        _mm_stream_si128(reinterpret_cast<__m128i*>(target + i),
+                         _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i)));
+      }
+#endif
+    }
+  }
+#endif
+  std::memcpy(target, source, bytes);
+}
+
 template <typename T>
 constexpr DepthwiseRows<T> kDepthwiseRows = {
     &segment<T>,           &weight_grad<T>, &lanes<T>, &lanes_weight_grad<T>, &finish<T>,
     [](Element e, const void* from, T* to, int64_t n) { load_elements(e, from, to, n); },
     [](Element e, const T* from, void* to, int64_t n) { store_elements(e, from, to, n); },
+    &stream_bytes,
 };

@@ -294,7 +294,7 @@ struct Esp {
       elements = packed;
     }
     if (stream) {
-      stream_store(to, elements, n * size);
+      rows.stream(to, elements, n * size);
     } else {
       std::memcpy(to, elements, n * size);
     }

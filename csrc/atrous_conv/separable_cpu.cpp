@@ -372,7 +372,7 @@ struct Separable {
     }
     char* to = static_cast<char*>(p.out) + at * size;
     if (stream) {
-      stream_store(to, from, n * size);
+      rows.stream(to, from, n * size);
     } else {
       std::memcpy(to, from, n * size);
     }

@@ -1,5 +1,5 @@
-// One vector register of T; kVectorBytes is its width. Included by row kernels that are compiled once
-// per instruction set (common/cpu_targets.h).
+// One vector register of T; kVectorBytes is its width. Included by row kernels that are compiled
+// once per instruction set (common/cpu_targets.h).
 
 template <typename T>
 struct Vec {

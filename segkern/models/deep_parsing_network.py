@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segkern import ops
-from segkern.models._preprocess import IMAGENET_STD
+from segkern.models._preprocess import colour_scale
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
 from segkern.models._sizes import check_image, check_pad_mode, crop_to, pad_to_valid
@@ -280,13 +280,11 @@ class DeepParsingNetwork(nn.Module):
 
     def _colours(self, image: Tensor) -> Tensor:
         """The image in a scale in which colours differ by 0 to 1."""
-        mode = self.recipe.input
-        if mode != "imagenet":
-            return image if mode == "unit" else image / 255
-        if self.in_channels != 3:
-            return image * (sum(IMAGENET_STD) / len(IMAGENET_STD))
-        planes = enumerate(image.split(1, dim=1))
-        return torch.cat([plane * IMAGENET_STD[c] for c, plane in planes], dim=1)
+        factors = [factor / 255 for factor in colour_scale(self.recipe.input)]
+        if self.in_channels != 3 or len(set(factors)) == 1:
+            return image * (sum(factors) / len(factors))
+        planes = zip(image.split(1, dim=1), factors)
+        return torch.cat([plane * factor for plane, factor in planes], dim=1)
 
     def _initialise(self) -> None:
         msra_(self)

@@ -1,7 +1,8 @@
 """Layers that take the place of torch's, and :func:`convert`, which swaps them into any model.
 
 Every layer here has the constructor, the ``state_dict``, the ``extra_repr`` and the results of the
-torch class of the same name; what is added is a keyword with a default that changes no number.
+torch class of the same name, where there is one; what is added is a keyword with a default that
+changes no number. Convolutions agree with torch's to rounding.
 """
 
 from segkern.nn._convert import Swap, convert

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from segkern import ops
-from segkern.nn.atrous import AtrousConv2d, ConvNormAct, Norm, NormLayer, SeparableConv2d, folded_norm
+from segkern.nn.atrous import (
+    AtrousConv2d,
+    ConvNormAct,
+    Norm,
+    NormLayer,
+    SeparableConv2d,
+    folded_norm,
+)
 
 
 class PoolBranch(torch.nn.Sequential):

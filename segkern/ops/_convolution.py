@@ -1,4 +1,4 @@
-"""What the atrous operators share: argument checks, sizes, the epilogue, batch norm as an affine."""
+"""What the atrous operators share: argument checks, sizes, the epilogue, folded batch norm."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def check_weight(op: str, name: str, weight: Tensor, x: Tensor, groups: int) -> 
             f"with {channels} channels and groups={groups}, got {tuple(weight.shape)}"
         )
     if weight.shape[2] < 1 or weight.shape[3] < 1:
-        raise ValueError(f"{op}: {name} must have a kernel of at least 1x1, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"{op}: {name} must have a kernel of at least 1x1, got {tuple(weight.shape)}"
+        )
 
 
 def conv_window(

@@ -91,7 +91,9 @@ def aspp(
     dtype = autocast_dtype(x)
     x, projection = lower(dtype, x), lower(dtype, projection)
     branches = [
-        branch._replace(weight=lower(dtype, branch.weight), depthwise=lower(dtype, branch.depthwise))
+        branch._replace(
+            weight=lower(dtype, branch.weight), depthwise=lower(dtype, branch.depthwise)
+        )
         for branch in branches
     ]
     _check_pyramid(op, x, branches, projection)

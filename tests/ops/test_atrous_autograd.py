@@ -13,6 +13,14 @@ from opcases import LAYOUTS
 from segkern import ops
 from segkern.ops import conv_table
 
+
+@pytest.fixture(autouse=True)
+def _our_kernels():
+    """Ours wherever there is one; the table is tested in test_atrous_errors.py."""
+    with conv_table.override(**dict.fromkeys(conv_table.KINDS, "segkern")):
+        yield
+
+
 RAW = torch.ops.segkern
 
 

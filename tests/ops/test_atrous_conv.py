@@ -13,6 +13,14 @@ from opcases import DTYPES, LAYOUTS, dtype_id
 from segkern import ops
 from segkern.ops import conv_table
 
+
+@pytest.fixture(autouse=True)
+def _our_kernels():
+    """Ours wherever there is one; the table is tested in test_atrous_errors.py."""
+    with conv_table.override(**dict.fromkeys(conv_table.KINDS, "segkern")):
+        yield
+
+
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 PLANES = [(1, 1), (2, 5), (9, 9), (17, 33), (33, 16), (65, 65)]
 WINDOWS = [  # kernel, stride, dilation, padding
@@ -93,7 +101,8 @@ def test_dense_and_grouped(layout, groups, choice, device):
     torch.manual_seed(groups)
     dtype = torch.float64
     with conv_table.override(dense=choice, grouped=choice, depthwise=choice, pointwise=choice):
-        for plane, (kernel, stride, dilation, padding) in CASES[:30] + [((5, 6), ((1, 1),) * 2 + ((1, 1), (0, 0)))]:
+        pointwise = ((5, 6), ((1, 1), (1, 1), (1, 1), (0, 0)))
+        for plane, (kernel, stride, dilation, padding) in [*CASES[:30], pointwise]:
             x = LAYOUTS[layout](torch.randn(2, 6, *plane, device=device, dtype=dtype))
             weight = torch.randn(6, 6 // groups, *kernel, device=device, dtype=dtype)
             bias = torch.randn(6, device=device, dtype=dtype)
@@ -188,15 +197,16 @@ def test_esp(dtype, layout, device):
             x = LAYOUTS[layout](torch.randn(2, inputs, *plane).to(device, dtype))
             reduce = (torch.randn(width, inputs, 1, 1) / 4).to(device, dtype) if reduced else None
             depth = width if reduced else inputs
+            widths = [first] + [width] * (branches - 1)
             weights = [
-                (torch.randn(first if k == 0 else width, depth, kernel, kernel) / 10).to(device, dtype)
-                for k in range(branches)
+                (torch.randn(wide, depth, kernel, kernel) / 10).to(device, dtype)
+                for wide in widths
             ]
             channels = first + (branches - 1) * width
             residual = torch.randn(2, channels, *plane).to(device, dtype)
             residual = residual if rng.random() < 0.5 else None
             tail = Tail.draw(rng, channels, device=device)
-            given = tail.arguments() | {"hierarchical": hierarchical, "residual": residual}
+            given = tail.arguments() | {"hierarchical": hierarchical}
             given["residual"] = False if residual is None else residual
             result = ops.esp_block(x, reduce, weights, **given)
             rates = [2**k for k in range(branches)]

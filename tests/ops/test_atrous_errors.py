@@ -36,7 +36,7 @@ def pyramid(x=X, branches=(ops.Branch(W),), projection=SQUARE, **given):
 ERRORS = [
     (conv(x=None), TypeError, "atrous_conv2d: x must be a Tensor, got NoneType"),
     (conv(x=X[0]), ValueError, "x must be (N, C, H, W), got (4, 8, 8)"),
-    (conv(x=X.int()), TypeError, "x must be float64, float32, float16 or bfloat16, got torch.int32"),
+    (conv(x=X.int()), TypeError, "x must be float64, float32, float16 or bfloat16, got torch.int"),
     (conv(weight=W[0]), ValueError, "weight must be (C_out, C_in / groups, kh, kw)"),
     (conv(weight=W[:, :3]), ValueError, "weight must have C_in / groups = 4 input channels"),
     (conv(weight=W.double()), TypeError, "weight must have the dtype of x, torch.float32"),
@@ -163,7 +163,11 @@ def test_rows():
         x = torch.zeros(1, 1, 1, 1, dtype=dtype)
         return conv_table.choose(kind, x, [1, rate], channels_last)
 
-    assert choose("depthwise", torch.float32, 18, False) == "segkern"
+    for layout in (False, True):
+        assert choose("depthwise", torch.float32, 18, layout) == "segkern"
+        assert choose("depthwise", torch.float16, 1, layout) == "segkern"
+    assert choose("depthwise", torch.float32, 6, False) == "segkern"
+    assert choose("depthwise", torch.bfloat16, 6, True) == "torch"
     assert choose("pointwise", torch.float32, 1, True) == "segkern"
     assert choose("pointwise", torch.bfloat16, 1, True) == "torch"
     assert choose("separable", torch.float32, 18, False) == "segkern"
