@@ -10,9 +10,9 @@
 namespace segkern {
 namespace {
 
-// Tables of vertices up to so many bytes are blurred axis by axis; larger ones in shares.
-constexpr int64_t kCachedBytes = int64_t{4} << 20;
-constexpr int64_t kShareBytes = int64_t{512} << 10;
+// Axes run through tables of vertices in shares of so many bytes: a few of them fit the
+// second-level cache.
+constexpr int64_t kShareBytes = int64_t{256} << 10;
 
 }  // namespace
 
@@ -44,9 +44,8 @@ void LatticeFilter::blur(bool reverse) {
   const LatticeRows& rows = lattice_rows();
   std::vector<BlurStep>& order = order_[reverse];
   if (order.empty()) {
-    const int64_t table = lattice_.count * stride_ * static_cast<int64_t>(sizeof(float));
-    const int64_t share = kShareBytes / (stride_ * static_cast<int64_t>(sizeof(float)));
-    order = blur_order(lattice_, reverse, table <= kCachedBytes ? lattice_.count : share);
+    const int64_t row_bytes = stride_ * static_cast<int64_t>(sizeof(float));
+    order = blur_order(lattice_, reverse, std::max<int64_t>(1, kShareBytes / row_bytes));
   }
   const int64_t grain = std::max<int64_t>(1, 16384 / stride_);
   float* buffers[2] = {sums_.get(), other_.get()};

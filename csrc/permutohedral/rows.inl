@@ -389,6 +389,22 @@ SEGKERN_INLINE void exp_below(C& z, float top) {
   }
 }
 
+// Two rows, whose halves share a vector.
+template <typename C>
+SEGKERN_INLINE void exp_below(C& a, float top_a, C& b, float top_b) {
+  for (int k = 0; k < C::kFull; ++k) {
+    exp_vector<Row, IntRow>(a.full[k] - top_a, a.full[k]);
+    exp_vector<Row, IntRow>(b.full[k] - top_b, b.full[k]);
+  }
+  if (C::kHasHalf) {
+    Row both = __builtin_shufflevector(a.half - top_a, b.half - top_b, 0, 1, 2, 3, 4, 5, 6, 7, 8,
+                                       9, 10, 11, 12, 13, 14, 15);
+    exp_vector<Row, IntRow>(both, both);
+    a.half = low_half(both);
+    b.half = high_half(both);
+  }
+}
+
 // Eight rows at a time, whose lanes are transposed to be reduced: one row alone would wait for
 // its reductions and its division.
 template <typename C>
@@ -406,11 +422,15 @@ void softmax_narrow(const float* logits, float* out, int64_t stride, int64_t n) 
     for (int r = 1; r < 8; ++r) {
       top = lanes[r] > top ? lanes[r] : top;
     }
-    for (int r = 0; r < 8; ++r) {
+    for (int r = 0; r < 8; r += 2) {
+      C next;
       z.load(logits + (i + r) * stride);
-      exp_below(z, top[r]);
+      next.load(logits + (i + r + 1) * stride);
+      exp_below(z, top[r], next, top[r + 1]);
       lanes[r] = sum_lanes(z);
+      lanes[r + 1] = sum_lanes(next);
       z.store(out + (i + r) * stride);
+      next.store(out + (i + r + 1) * stride);
     }
     transpose_8x8(lanes);
     const HalfRow total = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
