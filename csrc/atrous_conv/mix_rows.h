@@ -21,6 +21,9 @@ struct MixRows {
   // to[j][i] = from[i][j] for i < rows, j < columns.
   void (*transpose)(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t rows,
                     int64_t columns);
+  // The same for elements of two bytes.
+  void (*transpose_halves)(const uint16_t* from, int64_t from_step, uint16_t* to, int64_t to_step,
+                           int64_t rows, int64_t columns);
   // y = activation((y + residual) * scale + shift); residual may be null. The step is 0 where one
   // scale, shift and slope hold for all elements, 1 where each has its own.
   void (*finish)(T* y, const T* residual, const T* scale, const T* shift, int activation,
