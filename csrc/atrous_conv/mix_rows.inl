@@ -216,18 +216,21 @@ SEGKERN_INLINE void finish_with(T* __restrict__ y, const T* __restrict__ residua
 
 template <typename T>
 void finish(T* y, const T* residual, const T* scale, const T* shift, int activation,
-            const T* slope, int64_t step, int64_t n) {
+            const T* slope, int64_t step, int64_t n, int64_t count) {
   if (step == 0) {
     const T one_scale = *scale;
     const T one_shift = *shift;
     const T one_slope = *slope;
     finish_with(
         y, residual, activation, [=](int64_t) { return one_scale; },
-        [=](int64_t) { return one_shift; }, [=](int64_t) { return one_slope; }, n);
-  } else {
+        [=](int64_t) { return one_shift; }, [=](int64_t) { return one_slope; }, n * count);
+    return;
+  }
+  for (int64_t row = 0; row < count; ++row) {
     finish_with(
-        y, residual, activation, [=](int64_t i) { return scale[i]; },
-        [=](int64_t i) { return shift[i]; }, [=](int64_t i) { return slope[i]; }, n);
+        y + row * n, residual ? residual + row * n : nullptr, activation,
+        [=](int64_t i) { return scale[i]; }, [=](int64_t i) { return shift[i]; },
+        [=](int64_t i) { return slope[i]; }, n);
   }
 }
 
