@@ -41,6 +41,7 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "_depthwise_conv2d_grad_weight(Tensor grad, Tensor input, int kernel_h, int kernel_w, "
       "int[] stride, int[] padding, int[] dilation) -> Tensor");
 
+  m.def("_relayout(Tensor input, bool channels_last) -> Tensor");
   m.def(
       "separable_conv2d(Tensor input, Tensor? depthwise_weight, Tensor? depthwise_scale, "
       "Tensor? depthwise_shift, Tensor? depthwise_slope, Tensor weight, Tensor? scale, "

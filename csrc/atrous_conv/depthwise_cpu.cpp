@@ -141,6 +141,9 @@ struct Contiguous : Depthwise<T> {
       }
       if (whole) {
         for (int64_t h = 0; h < w.in_h; ++h) {
+          if (task + 1 < end) {  // the next plane, a row at a time
+            prefetch(this->in_at(((plane + 1) * w.in_h + h) * w.in_w), w.in_w * size);
+          }
           fetch(plane, h, s.slots.data() + h * form.row_stride, s.spare.data());
         }
       } else {
@@ -150,10 +153,6 @@ struct Contiguous : Depthwise<T> {
       const int64_t last = std::min<int64_t>(runs.size(), first + runs_per_task);
       for (int64_t i = first; i < last; ++i) {
         const RowRun& run = runs[i];
-        if (whole && task + 1 < end && run.oh < w.in_h) {  // the next plane meanwhile
-          prefetch(this->in_at(((plane + 1) * w.in_h + run.oh) * w.in_w),
-                   std::min(run.count, w.in_h - run.oh) * w.in_w * size);
-        }
         make_rows(s, plane, run);
       }
     }

@@ -16,7 +16,10 @@ namespace segkern {
 namespace {
 
 constexpr int64_t kTile = 256;  // columns of one tile: its ring fits the second-level cache
-constexpr int64_t kChunk = 64;  // columns computed between load and store
+// Columns computed between load and store, of the contiguous layout and of channels-last: longer
+// runs of a plane are cheaper to reach, shorter ones leave room for what channels-last transposes.
+constexpr int64_t kPlaneChunk = 128;
+constexpr int64_t kPixelChunk = 64;
 constexpr int64_t kUnitRows = 4;  // rows of one unit of work
 
 // Channels in balanced blocks of at most kMixOutputs.
@@ -58,6 +61,7 @@ struct Esp {
   const MixRows<T>& mix = mix_rows<T>();
   const int64_t size = element_size(p.element);
   const bool own = size == static_cast<int64_t>(sizeof(T));
+  const int64_t chunk = p.channels_last ? kPixelChunk : kPlaneChunk;
   const bool stream = p.batch * p.out_channels * p.height * p.width * size >= kStreamBytes;
   std::vector<Branch> branches;
   std::vector<int64_t> reduce_blocks;
@@ -91,7 +95,7 @@ struct Esp {
       }
     }
     ring_rows = std::min(p.height, 2 * halo_h + 1);
-    row_length = kTile + 2 * halo_w + 2 * kChunk;
+    row_length = kTile + 2 * halo_w + 2 * chunk;
   }
 
   Branch make_branch(int b, int64_t first) const {
@@ -134,14 +138,14 @@ struct Esp {
     const int64_t wide = std::max(p.in_channels, p.out_channels);
     s.ring.resize(ring_rows * p.reduced * row_length);
     s.tags.resize(ring_rows);
-    s.stage.resize(p.in_channels * kChunk);
-    s.pixels.resize(wide * kChunk);
-    s.y.resize(p.out_channels * kChunk);
-    s.z.resize(p.channels_last ? p.out_channels * kChunk : 0);
-    s.spare.resize(wide * kChunk);
-    s.packed.resize(p.out_channels * kChunk * size);
+    s.stage.resize(p.in_channels * chunk);
+    s.pixels.resize(wide * chunk);
+    s.y.resize(p.out_channels * chunk);
+    s.z.resize(p.channels_last ? p.out_channels * chunk : 0);
+    s.spare.resize(wide * chunk);
+    s.packed.resize(p.out_channels * chunk * size);
     for (int64_t c = 0; c < p.in_channels; ++c) {
-      s.stage_rows.push_back(s.stage.data() + c * kChunk);
+      s.stage_rows.push_back(s.stage.data() + c * chunk);
     }
     s.terms.resize(branches.size());
     s.skipped.resize(branches.size());
@@ -179,7 +183,7 @@ struct Esp {
 
   const char* in_at(int64_t i) const { return static_cast<const char*>(p.in) + i * size; }
 
-  // `count` pixels of all input channels as rows of kChunk elements, zeros behind.
+  // `count` pixels of all input channels as rows of `chunk` elements, zeros behind.
   void load_stage(Scratch& s, int64_t n, int64_t h, int64_t x, int64_t count) const {
     if (p.channels_last) {
       const char* from = in_at(index(n, p.in_channels, 0, h, x));
@@ -188,16 +192,16 @@ struct Esp {
         rows.load(p.element, from, s.pixels.data(), count * p.in_channels);
         pixels = s.pixels.data();
       }
-      mix.transpose(pixels, p.in_channels, s.stage.data(), kChunk, count, p.in_channels);
+      mix.transpose(pixels, p.in_channels, s.stage.data(), chunk, count, p.in_channels);
     } else {
       for (int64_t c = 0; c < p.in_channels; ++c) {
-        rows.load(p.element, in_at(index(n, p.in_channels, c, h, x)), s.stage.data() + c * kChunk,
+        rows.load(p.element, in_at(index(n, p.in_channels, c, h, x)), s.stage.data() + c * chunk,
                   count);
       }
     }
-    if (count < kChunk) {
+    if (count < chunk) {
       for (int64_t c = 0; c < p.in_channels; ++c) {
-        std::fill_n(s.stage.data() + c * kChunk + count, kChunk - count, T{0});
+        std::fill_n(s.stage.data() + c * chunk + count, chunk - count, T{0});
       }
     }
   }
@@ -210,19 +214,19 @@ struct Esp {
     }
     s.tags[h % ring_rows] = h;
     const int64_t last = std::min(p.width, c0 + kTile + halo_w);
-    for (int64_t x = std::max<int64_t>(0, c0 - halo_w); x < last; x += kChunk) {
-      load_stage(s, n, h, x, std::min(kChunk, last - x));
+    for (int64_t x = std::max<int64_t>(0, c0 - halo_w); x < last; x += chunk) {
+      load_stage(s, n, h, x, std::min(chunk, last - x));
       T* to = row + halo_w + x - c0;
       if (!p.reduce) {
         for (int64_t c = 0; c < p.reduced; ++c) {
-          std::copy_n(s.stage.data() + c * kChunk, kChunk, to + c * row_length);
+          std::copy_n(s.stage.data() + c * chunk, chunk, to + c * row_length);
         }
         continue;
       }
       const T* weights = reduce_weights.data();
       for (const int64_t block : reduce_blocks) {
         mix.mix(s.stage_rows.data(), 0, p.in_channels, weights, static_cast<int>(block), nullptr,
-                0, to, row_length, kChunk);
+                0, to, row_length, chunk);
         weights += block * p.in_channels;
         to += block * row_length;
       }
@@ -256,8 +260,8 @@ struct Esp {
   void make_row(Scratch& s, int64_t n, int64_t oh, int64_t c0) const {
     gather_terms(s, n, oh, c0);
     const int64_t c1 = std::min(p.width, c0 + kTile);
-    for (int64_t x = c0; x < c1; x += kChunk) {
-      const int64_t count = std::min(kChunk, c1 - x);
+    for (int64_t x = c0; x < c1; x += chunk) {
+      const int64_t count = std::min(chunk, c1 - x);
       const int64_t blocked = (count + kMixBlock - 1) / kMixBlock * kMixBlock;
       for (size_t b = 0; b < branches.size(); ++b) {
         mix_branch(s, b, x - c0, blocked);
@@ -272,17 +276,17 @@ struct Esp {
     const int64_t per_row = static_cast<int64_t>(branch.columns.size()) * p.reduced;
     const int64_t all = static_cast<int64_t>(branch.rows.size()) * per_row;
     const T* weights = branch.weights.data();
-    T* y = s.y.data() + branch.first * kChunk;
+    T* y = s.y.data() + branch.first * chunk;
     const T* before = nullptr;
     if (p.hierarchical && b >= 2) {
-      before = s.y.data() + branches[b - 1].first * kChunk;
+      before = s.y.data() + branches[b - 1].first * chunk;
     }
     for (const int64_t block : branch.blocks) {
       mix.mix(s.terms[b].data(), x, terms, weights + s.skipped[b] * per_row * block,
-              static_cast<int>(block), before, kChunk, y, kChunk, count);
+              static_cast<int>(block), before, chunk, y, chunk, count);
       weights += all * block;
-      y += block * kChunk;
-      before = before ? before + block * kChunk : nullptr;
+      y += block * chunk;
+      before = before ? before + block * chunk : nullptr;
     }
   }
 
@@ -318,9 +322,9 @@ struct Esp {
     const T* slope = static_cast<const T*>(p.slope);
     for (int64_t c = 0; c < p.out_channels; ++c) {
       const int64_t at = index(n, p.out_channels, c, oh, x);
-      T* y = s.y.data() + c * kChunk;
+      T* y = s.y.data() + c * chunk;
       mix.finish(y, load_residual(s, at, count), scale + c, shift + c,
-                 static_cast<int>(p.activation), slope + c, 0, count);
+                 static_cast<int>(p.activation), slope + c, 0, count, 1);
       store(y, at, s.packed.data(), count);
     }
   }
@@ -328,15 +332,11 @@ struct Esp {
   void write_pixels(Scratch& s, int64_t n, int64_t oh, int64_t x, int64_t count) const {
     const int64_t all = count * p.out_channels;
     const int64_t at = index(n, p.out_channels, 0, oh, x);
-    mix.transpose(s.y.data(), kChunk, s.z.data(), p.out_channels, p.out_channels, count);
+    mix.transpose(s.y.data(), chunk, s.z.data(), p.out_channels, p.out_channels, count);
     const T* residual = load_residual(s, at, all);
-    for (int64_t i = 0; i < count; ++i) {
-      mix.finish(s.z.data() + i * p.out_channels,
-                 residual ? residual + i * p.out_channels : nullptr,
-                 static_cast<const T*>(p.scale), static_cast<const T*>(p.shift),
-                 static_cast<int>(p.activation), static_cast<const T*>(p.slope), 1,
-                 p.out_channels);
-    }
+    mix.finish(s.z.data(), residual, static_cast<const T*>(p.scale),
+               static_cast<const T*>(p.shift), static_cast<int>(p.activation),
+               static_cast<const T*>(p.slope), 1, p.out_channels, count);
     store(s.z.data(), at, s.packed.data(), all);
   }
 };

@@ -21,10 +21,14 @@ struct MixRows {
   // to[j][i] = from[i][j] for i < rows, j < columns.
   void (*transpose)(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t rows,
                     int64_t columns);
+  // The same for elements of two bytes.
+  void (*transpose_halves)(const uint16_t* from, int64_t from_step, uint16_t* to, int64_t to_step,
+                           int64_t rows, int64_t columns);
   // y = activation((y + residual) * scale + shift); residual may be null. The step is 0 where one
-  // scale, shift and slope hold for all elements, 1 where each has its own.
+  // scale, shift and slope hold for all elements, 1 where each has its own. The same for `count`
+  // rows of n elements behind each other.
   void (*finish)(T* y, const T* residual, const T* scale, const T* shift, int activation,
-                 const T* slope, int64_t step, int64_t n);
+                 const T* slope, int64_t step, int64_t n, int64_t count);
 };
 
 template <typename T>

@@ -135,6 +135,35 @@ SEGKERN_INLINE void transpose_eight(const double* from, int64_t from_step, doubl
   }
 }
 
+typedef uint16_t EightHalves __attribute__((vector_size(16)));
+
+// Rows i and i + 4 are interleaved, three times.
+SEGKERN_INLINE void transpose_eight(const uint16_t* from, int64_t from_step, uint16_t* to,
+                                    int64_t to_step) {
+  EightHalves a[8];
+  EightHalves b[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    std::memcpy(&a[i], from + i * from_step, sizeof(EightHalves));
+  }
+#pragma GCC unroll 3
+  for (int round = 0; round < 3; ++round) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      b[2 * i] = __builtin_shufflevector(a[i], a[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+      b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      a[i] = b[i];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    std::memcpy(to + i * to_step, &a[i], sizeof(EightHalves));
+  }
+}
+
 template <typename T>
 void transpose(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t rows,
                int64_t columns) {
@@ -187,20 +216,23 @@ SEGKERN_INLINE void finish_with(T* __restrict__ y, const T* __restrict__ residua
 
 template <typename T>
 void finish(T* y, const T* residual, const T* scale, const T* shift, int activation,
-            const T* slope, int64_t step, int64_t n) {
+            const T* slope, int64_t step, int64_t n, int64_t count) {
   if (step == 0) {
     const T one_scale = *scale;
     const T one_shift = *shift;
     const T one_slope = *slope;
     finish_with(
         y, residual, activation, [=](int64_t) { return one_scale; },
-        [=](int64_t) { return one_shift; }, [=](int64_t) { return one_slope; }, n);
-  } else {
+        [=](int64_t) { return one_shift; }, [=](int64_t) { return one_slope; }, n * count);
+    return;
+  }
+  for (int64_t row = 0; row < count; ++row) {
     finish_with(
-        y, residual, activation, [=](int64_t i) { return scale[i]; },
-        [=](int64_t i) { return shift[i]; }, [=](int64_t i) { return slope[i]; }, n);
+        y + row * n, residual ? residual + row * n : nullptr, activation,
+        [=](int64_t i) { return scale[i]; }, [=](int64_t i) { return shift[i]; },
+        [=](int64_t i) { return slope[i]; }, n);
   }
 }
 
 template <typename T>
-constexpr MixRows<T> kMixRows = {&mix<T>, &transpose<T>, &finish<T>};
+constexpr MixRows<T> kMixRows = {&mix<T>, &transpose<T>, &transpose<uint16_t>, &finish<T>};

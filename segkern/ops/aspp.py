@@ -20,6 +20,7 @@ from segkern.ops._convolution import (
     per_channel,
     wants_grad,
 )
+from segkern.ops._relayout import to_layout
 from segkern.ops.atrous_conv import atrous_conv2d
 from segkern.ops.atrous_separable import atrous_separable_conv2d
 
@@ -105,7 +106,7 @@ def aspp(
     channels_last = suggest_memory_format(x) == torch.channels_last
     shared = x
     if not channels_last and _through_channels_last(x, branches):
-        shared = x.contiguous(memory_format=torch.channels_last)  # once for all branches
+        shared = to_layout(x, True)  # once for all branches
 
     total, pooled, first = None, None, 0
     spatial = [k for k, branch in enumerate(branches) if not branch.pool]
@@ -134,8 +135,7 @@ def aspp(
     if pooled is not None:
         total = total + pooled if wants_grad(total, pooled) else total.add_(pooled)
         total = torch.relu(total) if activation == "relu" else total
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return total.contiguous(memory_format=layout)
+    return to_layout(total, channels_last)
 
 
 def _check_pyramid(op: str, x: Tensor, branches: list[Branch], projection: Tensor) -> None:

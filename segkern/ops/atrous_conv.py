@@ -25,6 +25,7 @@ from segkern.ops._convolution import (
     wants_grad,
 )
 from segkern.ops._pooling import IntPair
+from segkern.ops._relayout import to_layout
 from segkern.ops.depthwise import depthwise_conv2d
 from segkern.ops.separable import is_pointwise, separable_conv2d
 
@@ -175,11 +176,11 @@ def _torch_convolution(
         bias = epilogue.shift.to(dtype)
         epilogue = epilogue._replace(shift=None)
     if through_channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = to_layout(x, True)
     with torch.autocast(x.device.type, enabled=False):
         y = torch.conv2d(x, weight, bias, window.stride, window.padding, window.dilation, groups)
         y = apply_epilogue(y, epilogue, dtype) if training else apply_epilogue_(y, epilogue)
-    return y.contiguous() if through_channels_last else y
+    return to_layout(y, False) if through_channels_last else y
 
 
 def _trim(x: Tensor, weight: Tensor, window: Window) -> tuple[Tensor, Window]:

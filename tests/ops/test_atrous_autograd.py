@@ -139,6 +139,7 @@ def raw_cases(device, grad):
     x = tensor(2, 4, 7, 9, layout="contiguous" if grad else "channels_last")
     vector, square = tensor(4), tensor(4, 4, 1, 1)
     yield "depthwise_conv2d", (x, tensor(4, 1, 3, 3), vector, vector, x, vector, *window, 2)
+    yield "_relayout", (x, grad)
     yield "_depthwise_conv2d_grad_input", (x, tensor(4, 1, 3, 3), 7, 9, *window)
     yield "_depthwise_conv2d_grad_weight", (x, x, 3, 3, *window)
     if not grad:

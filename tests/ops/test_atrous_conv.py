@@ -274,6 +274,17 @@ def rotate(projection, pyramid):
     return torch.cat(projection.split(widths, 1)[::-1], 1)
 
 
+@by_dtype
+def test_relayout(dtype):
+    """Copies between the memory formats, at sizes on both sides of a tile."""
+    for shape in [(2, 3, 5, 7), (1, 64, 65, 65), (2, 70, 9, 33), (3, 130, 1, 1), (0, 4, 4, 4)]:
+        x = torch.randn(shape).to(dtype)
+        there = torch.ops.segkern._relayout(x, True)
+        assert torch.equal(there, x) and there.is_contiguous(memory_format=torch.channels_last)
+        back = torch.ops.segkern._relayout(there, False)
+        assert torch.equal(back, x) and back.is_contiguous()
+
+
 def test_empty_batch(device):
     x = torch.zeros(0, 6, 9, 9, device=device)
     weight = torch.zeros(6, 1, 3, 3, device=device)
