@@ -151,8 +151,9 @@ class Job:
         self.train_set = _open(settings, "train", _train_transform(self.recipe))
         self.val_set = _open(settings, "val", build_eval_transform(self.recipe))
         self.network = _build_network(settings, self.train_set.num_classes, resume=resume)
-        self.network.recipe = self.recipe  # networks that compare colours read their scale there
+        self._weights_input = self.network.recipe.input
         self._own_input = get_entry(settings.model).recipe.input
+        self.network.recipe = self.recipe  # networks that compare colours read their scale there
         if self.recipe.freeze_norm:
             freeze_batch_norm(self.network)
         data = _Data(settings, self.train_set, self.val_set, self.state)
@@ -196,7 +197,7 @@ class Job:
         main = trainer.is_global_zero
         if main:
             self.journal(self._headline(first_step))
-            expected = self.network.recipe.input
+            expected = self._weights_input
             if not self.resume and expected not in (self.recipe.input, self._own_input):
                 self.journal(
                     f"note: the weights it starts from expect --input {expected}, this run has "
