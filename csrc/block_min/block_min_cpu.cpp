@@ -11,12 +11,14 @@
 #include <torch/headeronly/util/Half.h>
 
 #include "../common/dispatch.h"
+#include "../common/exp.h"
+#include "../common/stream_store.h"
 #include "block_min.h"
 
 namespace segkern {
 namespace {
 
-constexpr int64_t kRun = 128;  // pixels
+constexpr int64_t kRun = 2048;  // pixels
 
 template <typename T>
 struct Wide {
@@ -30,6 +32,7 @@ struct Wide<double> {
 // A run's pixels: element (channel u, pixel i) of a tensor with C channels.
 template <bool kLast>
 struct Run {
+  static constexpr bool kChannelsLast = kLast;
   const BlockMinParams& p;
   PixelChannels at;
   int64_t n;
@@ -53,6 +56,7 @@ void each_run(const BlockMinParams& p, const Body& body) {
       body(Run<kLast>{p, PixelChannels(p, task / runs, first), std::min(kRun, p.area - first)},
            scratch);
     }
+    stream_fence();
   });
 }
 
@@ -98,13 +102,32 @@ struct Logits : Minimum<W> {
   explicit Logits(const BlockMinParams& p) : Minimum<W>(p), x(p.labels * kRun) {}
 };
 
-// The gradient `value(i)` at the block's chosen elements of label u, zeros at the others.
+// The gradient `value(i)` at the block's chosen elements of label u, zeros at the others. Codes are
+// bytes, which the compiler takes for a view of anything: they are read before all is written.
 template <typename T, typename R, typename Value>
-void route(const R& run, int64_t u, T* to, const Value& value) {
-  for (int64_t k = 0; k < run.p.block; ++k) {
-    for (int64_t i = 0; i < run.n; ++i) {
-      const bool chosen = run.p.codes[run.narrow(u, i)] == k;
-      to[run.wide(u * run.p.block + k, i)] = chosen ? value(i) : static_cast<T>(0.0f);
+void route(const R& given, int64_t u, T* to, const Value& value) {
+  const R run = given;
+  const int64_t n = run.n, block = run.p.block, labels = run.p.labels;
+  const int64_t bytes =
+      run.p.items * labels * block * run.p.area * static_cast<int64_t>(sizeof(T));
+  const bool streamed = bytes >= kStreamBytes;
+  int32_t code[kRun];
+  T chosen[kRun], staged[kRun];
+  for (int64_t i = 0; i < n; ++i) {
+    code[i] = run.p.codes[run.narrow(u, i)];
+    chosen[i] = value(i);
+  }
+  for (int64_t k = 0; k < block; ++k) {
+    const auto wanted = static_cast<int32_t>(k);  // as wide as the codes, for vectors of both
+    T* plane = to + run.wide(u * block + k, 0);
+    T* line = R::kChannelsLast || !streamed ? plane : staged;
+    const int64_t step = R::kChannelsLast ? labels * block : 1;
+    for (int64_t i = 0; i < n; ++i) {
+      const T value_i = chosen[i];
+      line[i * step] = code[i] == wanted ? value_i : static_cast<T>(0.0f);
+    }
+    if (line == staged) {
+      stream_store(plane, staged, n * static_cast<int64_t>(sizeof(T)));
     }
   }
 }
@@ -166,17 +189,18 @@ void mean_field_pass_fwd_cpu(const BlockMinParams& p) {
         for (int64_t u = 0; u < p.labels; ++u) {
           const wide_t* x = l.x.data() + u * kRun;
           for (int64_t i = 0; i < run.n; ++i) {
-            l.total[i] += std::exp(x[i] - l.most[i]);
+            l.total[i] += exp_of(x[i] - l.most[i]);
           }
         }
         for (int64_t i = 0; i < run.n; ++i) {
           l.total[i] = l.most[i] + std::log(l.total[i]);
         }
+        const bool log = p.log;
         for (int64_t u = 0; u < p.labels; ++u) {
           const wide_t* x = l.x.data() + u * kRun;
           for (int64_t i = 0; i < run.n; ++i) {
             const wide_t result = x[i] - l.total[i];
-            out[run.narrow(u, i)] = static_cast<scalar_t>(p.log ? result : std::exp(result));
+            out[run.narrow(u, i)] = static_cast<scalar_t>(log ? result : exp_of(result));
           }
         }
       });
@@ -194,11 +218,12 @@ void mean_field_pass_bwd_cpu(const BlockMinParams& p) {
         const auto* result = static_cast<const scalar_t*>(p.result);
         const auto* grad = static_cast<const scalar_t*>(p.grad);
         auto* out = static_cast<scalar_t*>(p.out);
+        const bool log = p.log;
         std::fill_n(l.total, run.n, wide_t(0));
         for (int64_t u = 0; u < p.labels; ++u) {
           for (int64_t i = 0; i < run.n; ++i) {
             const wide_t g = static_cast<wide_t>(grad[run.narrow(u, i)]);
-            l.total[i] += p.log ? g : g * static_cast<wide_t>(result[run.narrow(u, i)]);
+            l.total[i] += log ? g : g * static_cast<wide_t>(result[run.narrow(u, i)]);
           }
         }
         for (int64_t u = 0; u < p.labels; ++u) {
@@ -206,7 +231,9 @@ void mean_field_pass_bwd_cpu(const BlockMinParams& p) {
           for (int64_t i = 0; i < run.n; ++i) {
             const wide_t g = static_cast<wide_t>(grad[run.narrow(u, i)]);
             const wide_t r = static_cast<wide_t>(result[run.narrow(u, i)]);
-            x[i] = p.log ? g - std::exp(r) * l.total[i] : r * (g - l.total[i]);
+            x[i] = log ? g - exp_of(r) * l.total[i] : r * (g - l.total[i]);
+          }
+          for (int64_t i = 0; i < run.n; ++i) {
             out[run.narrow(u, i)] = static_cast<scalar_t>(x[i]);
           }
           route(run, u, static_cast<scalar_t*>(p.wide_out),

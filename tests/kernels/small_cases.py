@@ -89,6 +89,10 @@ def run_deep_parsing() -> int:
                 out = ops.mixture_mean_field(unary, penalty, log=log)
                 out.backward(torch.ones_like(out))
             runs += 1
+    torch.cuda.synchronize()
+    return runs
+
+
 def run_gaussian_crf() -> int:
     """Both passes of every model, on one level and on three, in one launch and in many."""
     runs = 0
@@ -110,6 +114,11 @@ def run_gaussian_crf() -> int:
                     check=True,
                 )
                 sum(level.square().sum() for level in x).backward()
+                runs += 1
+    torch.cuda.synchronize()
+    return runs
+
+
 def run_permutohedral() -> int:
     """Lattices of every dimension and of keys beyond 64 bits; filters and both gradients."""
     runs = 0
