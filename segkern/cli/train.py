@@ -140,7 +140,8 @@ def train(
             "--loss-reduction",
             panel=_RECIPE,
             metavar="NAME",
-            help="Divide the loss by the number of pixels (pixels) or their weights (weights).",
+            help="Divide the loss by the number of pixels (pixels), their weights (weights) or "
+            "the number of images (batch).",
         ),
     ] = None,
     input_mode: Annotated[
@@ -222,7 +223,7 @@ def train(
             "--label-grid",
             panel=_RECIPE,
             metavar="NAME",
-            help="Labels of smaller outputs: nearest, corners or stride.",
+            help="Labels of smaller outputs: nearest, corners, stride or centre.",
         ),
     ] = None,
     weights: Annotated[

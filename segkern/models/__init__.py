@@ -30,6 +30,7 @@ from segkern.models import (
     dilation,
     espnet,
 )  # isort: skip
+from segkern.models import fcn, unet  # isort: skip
 
 __all__ = [
     "LoadReport",
@@ -47,6 +48,7 @@ __all__ = [
     "dilation",
     "enet",
     "espnet",
+    "fcn",
     "get_entry",
     "get_weights",
     "list_models",
@@ -57,4 +59,5 @@ __all__ = [
     "save_weights",
     "segnet",
     "segnet_basic",
+    "unet",
 ]
