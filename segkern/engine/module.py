@@ -153,6 +153,8 @@ def labels_at(target: Tensor, size: torch.Size | tuple[int, int], grid: str = "n
 def _taken(length: int, wanted: int, grid: str, like: Tensor) -> Tensor:
     """Indices of the labels kept of `length`."""
     index = torch.arange(wanted, device=like.device)
+    if grid == "centre":
+        return index + (length - wanted) // 2
     if grid == "stride":
         return (index * max(1, round(length / wanted))).clamp(max=length - 1)
     # Rounded to the nearest, halves up, in integers.

@@ -110,8 +110,15 @@ CASES = {
     "espnet": Case(
         export_multiple=8, options={"p": 1, "q": 1}, traced=("compile_training", "export")
     ),
-    "fcn8s": Case(size=(40, 56), odd_sizes=((45, 61), (1, 1)), options=FCN, traced=("export",)),
-    "fcn16s": Case(size=(40, 56), odd_sizes=((33, 21),), options=FCN, traced=("compile_training",)),
+    "fcn8s": Case(
+        size=(40, 56),
+        odd_sizes=((45, 61), (1, 1)),
+        export_sizes=((32, 64), (64, 32)),
+        export_multiple=32,
+        options=FCN,
+        traced=("export",),
+    ),
+    "fcn16s": Case(size=(40, 56), odd_sizes=((33, 21),), options=FCN, traced=()),
     "fcn32s": Case(size=(40, 56), odd_sizes=((33, 21),), options=FCN, traced=()),
     "unet": Case(
         size=(36, 52),
