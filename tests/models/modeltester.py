@@ -113,7 +113,7 @@ CASES = {
     "fcn8s": Case(
         size=(40, 56),
         odd_sizes=((45, 61), (1, 1)),
-        export_sizes=((32, 64), (64, 32)),
+        export_sizes=((64, 96), (96, 64)),
         export_multiple=32,
         options=FCN,
         traced=("export",),
