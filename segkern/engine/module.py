@@ -108,6 +108,8 @@ class SegmentationModule(lightning.LightningModule):
             self._val_loss += torch.tensor(
                 [float(loss) * len(images), len(images)], dtype=torch.float64
             )
+            if self.recipe.label_grid == "centre":
+                target = labels_at(target, logits.shape[-2:], "centre")
             self._metrics.update(predict_labels(logits, target.shape[-2:]), target)
 
     def on_validation_epoch_end(self) -> None:

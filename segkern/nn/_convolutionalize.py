@@ -71,7 +71,8 @@ def convolutionalize(classifier: nn.Module) -> DenseClassifier:
 
     Example:
         >>> import segkern, torch, torchvision
-        >>> dense = segkern.convert.convolutionalize(torchvision.models.googlenet(init_weights=False))
+        >>> classifier = torchvision.models.googlenet(init_weights=False)
+        >>> dense = segkern.convert.convolutionalize(classifier)
         >>> tuple(dense.eval()(torch.zeros(1, 3, 288, 320)).shape)
         (1, 1000, 3, 4)
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from segkern.cli import main
 from segkern.engine.inference import Protocol, class_scores
 from segkern.engine.loading import load_trained
-from segkern.engine.module import labels_at
+from segkern.engine.module import SegmentationModule, labels_at
 from segkern.engine.predict import predict
 from segkern.models import create_model, save_weights
 from segkern.models._preprocess import preprocess
@@ -108,3 +109,12 @@ def test_the_command_line(checkpoint, picture, tmp_path, capsys):
 def test_labels_of_valid_outputs_are_those_in_the_middle():
     target = torch.arange(9 * 8).view(1, 9, 8)
     assert torch.equal(labels_at(target, (5, 4), "centre"), target[:, 2:7, 2:6])
+    network = create_model("unet", border="none", **OPTIONS)
+    module = SegmentationModule(network, network.recipe, num_classes=3, total_steps=1)
+    seen = []
+    module._metrics = SimpleNamespace(update=lambda labels, target: seen.append((labels, target)))
+    labels = torch.arange(188 * 188).view(1, 188, 188) % 3
+    with torch.no_grad():
+        module.validation_step([(torch.zeros(1, 3, 188, 188), labels)], 0)
+    assert seen[0][0].shape == (1, 4, 4)
+    assert torch.equal(seen[0][1], labels[:, 92:96, 92:96])

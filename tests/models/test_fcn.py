@@ -11,6 +11,7 @@ from modeltester import seed_weights
 from torch.nn import functional
 
 from segkern.engine.settings import resolve
+from segkern.losses import segmentation_loss
 from segkern.models import WeightsError, create_model, get_entry, save_weights
 from segkern.models._bilinear import bilinear_kernel
 from segkern.models.fcn import GEOMETRIES
@@ -119,6 +120,34 @@ def test_bilinear_kernel_and_interior():
 def test_untrained_scores_are_zero():
     out = create_model("fcn8s", **LIGHT)(torch.randn(1, 3, 20, 24))["out"]
     assert not out.any()
+    target = torch.randint(4, (1, 20, 24))
+    target[:, :5] = 255
+    loss = segmentation_loss(out, target, reduction=get_entry("fcn8s").recipe.loss_reduction)
+    assert loss.item() == pytest.approx(15 * 24 * math.log(4))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("backbone", "field", "first"), [("vgg16", 404, 189), ("alexnet", 355, 164)]
+)
+def test_a_score_is_that_of_the_bare_net_on_its_window(backbone, field, first):
+    """The specification's window test: exact where the window lies inside the image."""
+    model = create_model("fcn32s", backbone=backbone, **LIGHT).double().eval()
+    seed_weights(model)
+    image = torch.randn(1, 3, 440, 452, dtype=torch.float64)
+    scores = model.score(image)
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.MaxPool2d)):
+            module.padding = 0
+    inside = -(-first // 32)
+    for i, j in ((inside, inside), (inside, inside + 1)):
+        top, left = 32 * i - first, 32 * j - first
+        window = image[..., top : top + field, left : left + field]
+        assert window.shape[-2:] == (field, field)
+        expected = model.score(window)
+        assert expected.shape == (1, 4, 1, 1)
+        error = (scores[..., i, j] - expected[..., 0, 0]).abs().max()
+        assert error <= 1e-12 * expected.abs().max()
 
 
 @pytest.mark.parametrize(("name", "coarse"), [("fcn16s", "fcn32s"), ("fcn8s", "fcn16s")])
