@@ -30,7 +30,7 @@ from segkern.models import (
     dilation,
     espnet,
 )  # isort: skip
-from segkern.models import fcn, unet  # isort: skip
+from segkern.models import fcn, patch_cnn, unet  # isort: skip
 
 __all__ = [
     "LoadReport",
@@ -53,6 +53,7 @@ __all__ = [
     "get_weights",
     "list_models",
     "load_weights",
+    "patch_cnn",
     "preprocess",
     "read_card",
     "register_model",

@@ -236,8 +236,8 @@ RECIPE = Recipe(
     elastic=10.0,
     notes=(
         "One large tile a step, here the image; 30 images of 512x512 of the EM challenge. The "
-        "paper also shifts, rotates and varies grey values; it gives no learning rate and no number "
-        "of epochs, 1e-4 and 100 are ours. The loss is weighted per pixel by "
+        "paper also shifts, rotates and varies grey values; it gives neither a learning rate nor "
+        "a number of epochs, 1e-4 and 100 are ours. The loss is weighted per pixel by "
         "segkern.losses.border_weights, which needs instances and so is no part of this recipe. "
         "On the EM set the paper averages over 7 rotations of the input."
     ),

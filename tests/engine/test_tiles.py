@@ -106,6 +106,18 @@ def test_the_command_line(checkpoint, picture, tmp_path, capsys):
     assert "1 images segmented" in capsys.readouterr().out
 
 
+def test_elastic_deformation_is_an_option(tmp_path, capsys):
+    run = ["train", "unet", "--data", "synthetic:16x16", "--limit-train", "1", "--limit-val", "1"]
+    run += ["--epochs", "1", "--device", "cpu", "--option", "width=0.03125", "--output"]
+    for text, kept in (("none", None), ("2.5", 2.5)):
+        folder = tmp_path / text
+        assert main([*run, str(folder), "--elastic", text]) == 0
+        recipe = json.loads((folder / "config.json").read_text())["settings"]["recipe"]
+        assert recipe["elastic"] == kept
+    assert main([*run, str(tmp_path / "bad"), "--elastic", "much"]) != 0
+    assert "elastic must be a number" in capsys.readouterr().err
+
+
 def test_labels_of_valid_outputs_are_those_in_the_middle():
     target = torch.arange(9 * 8).view(1, 9, 8)
     assert torch.equal(labels_at(target, (5, 4), "centre"), target[:, 2:7, 2:6])

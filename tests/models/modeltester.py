@@ -120,6 +120,7 @@ CASES = {
     ),
     "fcn16s": Case(size=(40, 56), odd_sizes=((33, 21),), options=FCN, traced=()),
     "fcn32s": Case(size=(40, 56), odd_sizes=((33, 21),), options=FCN, traced=()),
+    "patch_cnn": Case(size=(36, 52), options={"width": 1 / 12}, traced=("export",)),
     "unet": Case(
         size=(36, 52),
         odd_sizes=((45, 61), (1, 1)),

@@ -150,6 +150,11 @@ def test_a_score_is_that_of_the_bare_net_on_its_window(backbone, field, first):
         assert error <= 1e-12 * expected.abs().max()
 
 
+def cut(enlarged, name):
+    first = {"fcn32s": 19, "fcn16s": 27, "fcn8s": 31}[name]
+    return enlarged[..., first : first + 40, first : first + 52]
+
+
 @pytest.mark.parametrize(("name", "coarse"), [("fcn16s", "fcn32s"), ("fcn8s", "fcn16s")])
 @pytest.mark.parametrize("upsampling", ["fixed", "learnt"])
 def test_a_stage_starts_from_the_coarser_net(name, coarse, upsampling, tmp_path):
@@ -167,6 +172,9 @@ def test_a_stage_starts_from_the_coarser_net(name, coarse, upsampling, tmp_path)
         # The skip adds exactly nothing: the coarser scores, enlarged in two steps.
         stride = int(name[3:-1])
         assert torch.equal(scores, model.get_submodule(f"up{stride}")(coarse_scores))
+        # The crops that the release has.
+        assert torch.equal(model(image)["out"], cut(model.up1(scores), name))
+        assert torch.equal(before(image)["out"], cut(before.up1(coarse_scores), coarse))
     assert scores.abs().max() > 0
     with pytest.raises(WeightsError, match="score_fr.bias"):
         create_model(name, weights_backbone=path, **{**LIGHT, "num_classes": 5})

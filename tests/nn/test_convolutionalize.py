@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 
 import pytest
 import torch
@@ -122,3 +123,9 @@ def test_other_networks_are_refused():
     broken.classifier[0] = nn.Linear(100, 16)
     with pytest.raises(ValueError, match="must have a first layer of C \\* 7 \\* 7 inputs"):
         segkern.nn.convolutionalize(broken)
+
+
+def test_the_docstring_example():
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(segkern.nn.convolutionalize, globs={})
+    assert doctest.DocTestRunner().run(example).failed == 0
