@@ -37,12 +37,20 @@ def cells(seed: int, size: tuple[int, int], count: int) -> torch.Tensor:
     return out
 
 
+def scattered(seed: int, size: tuple[int, int], count: int) -> torch.Tensor:
+    """Cells of single pixels here and there, which a search along straight lines may miss."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(1, count + 1, size)
+    return torch.from_numpy(np.where(generator.random(size) < 0.04, labels, 0))
+
+
+@pytest.mark.parametrize("make", [cells, scattered])
 @pytest.mark.parametrize("balance", [False, True])
 @pytest.mark.parametrize(
     ("size", "count", "sigma"), [((37, 52), 6, 5.0), ((20, 23), 14, 2.0), ((60, 9), 5, 1.0)]
 )
-def test_agrees_with_every_distance(size, count, sigma, balance, device):
-    instances = cells(3, size, count)
+def test_agrees_with_every_distance(make, size, count, sigma, balance, device):
+    instances = make(3, size, count)
     weights = border_weights(instances.to(device), sigma=sigma, balance=balance).cpu()
     expected = slow(instances.numpy(), 10.0, sigma, balance)
     assert weights.dtype == torch.float32
