@@ -140,7 +140,8 @@ def train(
             "--loss-reduction",
             panel=_RECIPE,
             metavar="NAME",
-            help="Divide the loss by the number of pixels (pixels) or their weights (weights).",
+            help="Divide the loss by the number of pixels (pixels), their weights (weights) or "
+            "the number of images (batch).",
         ),
     ] = None,
     input_mode: Annotated[
@@ -196,6 +197,15 @@ def train(
     scale_step: Annotated[
         float | None, _option("--scale-step", panel=_RECIPE, help="Step of the random scales.")
     ] = None,
+    elastic: Annotated[
+        str | None,
+        _option(
+            "--elastic",
+            panel=_RECIPE,
+            metavar="PIXELS|none",
+            help="Elastic deformation: standard deviation of its displacements.",
+        ),
+    ] = None,
     head_lr_mult: Annotated[
         float | None,
         _option("--head-lr-mult", panel=_RECIPE, help="Factor on the rate of the last layers."),
@@ -222,7 +232,7 @@ def train(
             "--label-grid",
             panel=_RECIPE,
             metavar="NAME",
-            help="Labels of smaller outputs: nearest, corners or stride.",
+            help="Labels of smaller outputs: nearest, corners, stride or centre.",
         ),
     ] = None,
     weights: Annotated[
@@ -362,6 +372,7 @@ def train(
         flip=flip,
         scale=scale if scale in (None, "none") else _range(scale),
         scale_step=scale_step,
+        elastic=elastic if elastic in (None, "none") else _pixels(elastic),
         head_lr_mult=head_lr_mult,
         depthwise_decay=depthwise_decay,
         freeze_norm=freeze_norm,
@@ -396,6 +407,18 @@ def _range(text: str) -> tuple[float, float]:
     except ValueError as error:
         raise EngineError(f"train: scale must be LOW,HIGH, like 0.5,2, got {text!r}") from error
     return low, high
+
+
+def _pixels(text: str) -> float:
+    from segkern.engine.errors import EngineError
+
+    try:
+        pixels = float(text)
+    except ValueError:
+        pixels = -1.0
+    if not 0 <= pixels < float("inf"):
+        raise EngineError(f"train: elastic must be a number from 0 on, or none, got {text!r}")
+    return pixels
 
 
 def _options(pairs: list[str] | None, crf: bool) -> dict[str, Any] | None:

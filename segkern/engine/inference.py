@@ -63,7 +63,7 @@ def class_scores(network: nn.Module, inputs: Tensor, protocol: Protocol) -> Tens
     likewise.
     """
     if protocol.plain:
-        return network(inputs)["out"]
+        return _whole_or_tiled(network, inputs)
     size = inputs.shape[-2:]
     total = None
     for scale in protocol.scales:
@@ -71,6 +71,22 @@ def class_scores(network: nn.Module, inputs: Tensor, protocol: Protocol) -> Tens
         found = _resize(_probabilities(network, scaled, protocol), size)
         total = found if total is None else total + found
     return (total / len(protocol.scales)).clamp(min=1e-20).log()
+
+
+def works_in_tiles(network: nn.Module, inputs: Tensor) -> bool:
+    """Whether inputs are taken tile by tile: where they are larger than a tile of the network."""
+    if not hasattr(network, "tiles"):
+        return False
+    return network.tiled_only or max(inputs.shape[-2:]) > network.tile
+
+
+def tiled_labels(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Classes (N, H, W) int64 on the CPU, tile by tile: scores are kept of one tile at a time."""
+    labels = torch.empty(inputs.shape[0], *inputs.shape[-2:], dtype=torch.int64)
+    for top, left, scores in network.tiles(inputs):
+        height, width = scores.shape[-2:]
+        labels[:, top : top + height, left : left + width] = scores.argmax(1).cpu()
+    return labels
 
 
 def window_starts(length: int, window: int) -> list[int]:
@@ -112,8 +128,21 @@ def _one_pass(network: nn.Module, inputs: Tensor, protocol: Protocol) -> Tensor:
     return torch.stack([view.softmax(1) for view in views]).mean(0)
 
 
+def _whole_or_tiled(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Scores of one pass, or of a network's own tiles put together."""
+    if not works_in_tiles(network, inputs):
+        return network(inputs)["out"]
+    whole = None
+    for top, left, scores in network.tiles(inputs):
+        if whole is None:
+            whole = scores.new_empty(*scores.shape[:2], *inputs.shape[-2:])
+        height, width = scores.shape[-2:]
+        whole[..., top : top + height, left : left + width] = scores
+    return whole
+
+
 def _enlarged(network: nn.Module, inputs: Tensor) -> Tensor:
-    scores = network(inputs)["out"].float()
+    scores = _whole_or_tiled(network, inputs).float()
     if scores.shape[-2:] == inputs.shape[-2:]:
         return scores
     return F.interpolate(scores, size=inputs.shape[-2:], mode="bilinear", align_corners=False)

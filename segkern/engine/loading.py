@@ -17,7 +17,7 @@ from segkern.engine.checkpoint import BEST, CONFIG
 from segkern.engine.crf_settings import CrfSettings, energies_of
 from segkern.engine.devices import pick_device
 from segkern.engine.errors import EngineError
-from segkern.engine.inference import Protocol, class_scores
+from segkern.engine.inference import Protocol, class_scores, tiled_labels, works_in_tiles
 from segkern.engine.module import enlarge, predict_labels
 from segkern.models import WeightsError, create_model, get_weights, list_models, read_card
 from segkern.models._preprocess import preprocess
@@ -67,6 +67,8 @@ class Trained:
         """
         if crf is not None:
             return self.probabilities(images, tta=tta, crf=crf).argmax(1).cpu()
+        if self.protocol.plain and not tta and works_in_tiles(self.network, images):
+            return tiled_labels(self.network, self._inputs(images))
         return predict_labels(self._scores(images, tta), images.shape[-2:]).cpu()
 
     @torch.inference_mode()
@@ -82,10 +84,12 @@ class Trained:
 
     def _scores(self, images: Tensor, tta: bool) -> Tensor:
         """Scores of the images, whose softmax is the probabilities."""
-        inputs = preprocess(images.to(self.device), self.card["input"])
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
         protocol = dataclasses.replace(self.protocol, flip=True) if tta else self.protocol
-        return class_scores(self.network, inputs, protocol)
+        return class_scores(self.network, self._inputs(images), protocol)
+
+    def _inputs(self, images: Tensor) -> Tensor:
+        inputs = preprocess(images.to(self.device), self.card["input"])
+        return inputs.contiguous(memory_format=torch.channels_last)
 
 
 def load_trained(

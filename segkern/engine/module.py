@@ -108,6 +108,8 @@ class SegmentationModule(lightning.LightningModule):
             self._val_loss += torch.tensor(
                 [float(loss) * len(images), len(images)], dtype=torch.float64
             )
+            if self.recipe.label_grid == "centre":
+                target = labels_at(target, logits.shape[-2:], "centre")
             self._metrics.update(predict_labels(logits, target.shape[-2:]), target)
 
     def on_validation_epoch_end(self) -> None:
@@ -153,6 +155,8 @@ def labels_at(target: Tensor, size: torch.Size | tuple[int, int], grid: str = "n
 def _taken(length: int, wanted: int, grid: str, like: Tensor) -> Tensor:
     """Indices of the labels kept of `length`."""
     index = torch.arange(wanted, device=like.device)
+    if grid == "centre":
+        return index + (length - wanted) // 2
     if grid == "stride":
         return (index * max(1, round(length / wanted))).clamp(max=length - 1)
     # Rounded to the nearest, halves up, in integers.

@@ -153,7 +153,8 @@ def resolve(model: str, output: str | Path, given: dict[str, Any]) -> TrainSetti
     `given` maps field names of `TrainSettings` and of the recipe to values; None means not given.
     """
     try:
-        recipe = dataclasses.asdict(get_entry(model).recipe)
+        options = given.get("model_options") or {}
+        recipe = dataclasses.asdict(get_entry(model).choose_recipe(options))
     except ValueError as error:
         raise EngineError(str(error)) from error
     fields = {f.name for f in dataclasses.fields(TrainSettings)}

@@ -30,6 +30,7 @@ from segkern.models import (
     dilation,
     espnet,
 )  # isort: skip
+from segkern.models import fcn, patch_cnn, unet  # isort: skip
 
 __all__ = [
     "LoadReport",
@@ -47,14 +48,17 @@ __all__ = [
     "dilation",
     "enet",
     "espnet",
+    "fcn",
     "get_entry",
     "get_weights",
     "list_models",
     "load_weights",
+    "patch_cnn",
     "preprocess",
     "read_card",
     "register_model",
     "save_weights",
     "segnet",
     "segnet_basic",
+    "unet",
 ]

@@ -16,7 +16,7 @@ INPUT_MODES = (
     "bgr_camvid",
     "bgr_cityscapes",
 )
-LABEL_GRIDS = ("nearest", "corners", "stride")
+LABEL_GRIDS = ("nearest", "corners", "stride", "centre")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Recipe:
         loss: ``"cross_entropy"``.
         class_weights: ``None``, ``"enet"``, ``"espnet"`` or ``"median_frequency"``.
         loss_reduction: ``"pixels"`` divides the weighted sum by the number of pixels that count,
-            ``"weights"`` by the sum of their weights.
+            ``"weights"`` by the sum of their weights, ``"batch"`` by the number of images.
         bias_lr_mult: Factor on the learning rate of convolution biases.
         bias_decay_mult: Factor on the weight decay of convolution biases.
         norm_decay: Whether normalisation parameters and PReLU slopes are decayed.
@@ -58,12 +58,15 @@ class Recipe:
         outputs: Weight of the loss of each output of the network in training, by its name.
         label_grid: Where labels are taken for an output smaller than they are: ``"nearest"`` as
             torch's ``interpolate``; ``"corners"``, the corner pixels falling on corner pixels;
-            ``"stride"``, each s-th from the first, s being the ratio of the sizes.
+            ``"stride"``, each s-th from the first, s being the ratio of the sizes; ``"centre"``,
+            those in the middle, for outputs of valid convolutions.
         crop: Size of a random crop, or ``None``.
         resize: Size every image is resized to before the crop, or ``None``.
         flip: Whether images are mirrored at random.
         scale: Range of a random scale, or ``None``.
         scale_step: Step of the scales drawn from, or ``None`` for any in the range.
+        elastic: Standard deviation in pixels of an elastic deformation, see
+            :class:`segkern.transforms.ElasticDeformation`, or ``None``.
         notes: What the source says that is not a number, and what the fields cannot say.
         source: Where the numbers are from.
 
@@ -100,6 +103,7 @@ class Recipe:
     flip: bool = False
     scale: tuple[float, float] | None = None
     scale_step: float | None = None
+    elastic: float | None = None
     notes: str = ""
     source: str = ""
 
@@ -110,7 +114,7 @@ class Recipe:
             "input": INPUT_MODES,
             "loss": ("cross_entropy",),
             "class_weights": (None, "enet", "espnet", "median_frequency"),
-            "loss_reduction": ("pixels", "weights"),
+            "loss_reduction": ("pixels", "weights", "batch"),
             "label_grid": LABEL_GRIDS,
         }
         for name, allowed in choices.items():

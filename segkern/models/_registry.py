@@ -38,6 +38,7 @@ class ModelEntry:
         head: Name of the parameter with one value per class, from which the number of classes of
             a weights file is read.
         reported: Results that the paper reports, by data set and metric.
+        recipe_of: The recipe of a config whose numbers differ from ``recipe``, where some do.
     """
 
     name: str
@@ -49,6 +50,16 @@ class ModelEntry:
     recipe: Recipe
     head: str
     reported: Mapping[str, float] = field(default_factory=dict)
+    recipe_of: Callable[[Any], Recipe] | None = None
+
+    def choose_recipe(self, options: Mapping[str, Any]) -> Recipe:
+        """The recipe of the network with these options, its own beside its config's defaults."""
+        if self.recipe_of is None:
+            return self.recipe
+        fields = {f.name for f in dataclasses.fields(self.config)}
+        return self.recipe_of(
+            self.config(**{key: value for key, value in options.items() if key in fields})
+        )
 
     @property
     def options(self) -> list[str]:
@@ -66,6 +77,7 @@ def register_model(
     head: str,
     reported: Mapping[str, float] | None = None,
     name: str | None = None,
+    recipe_of: Callable[[Any], Recipe] | None = None,
 ) -> Callable[[Callable[[Any], nn.Module]], Callable[[Any], nn.Module]]:
     """Enter a builder into the list of networks. The arguments are :class:`ModelEntry`'s.
 
@@ -96,6 +108,7 @@ def register_model(
             recipe=recipe,
             head=head,
             reported=dict(reported or {}),
+            recipe_of=recipe_of,
         )
         if entry.name in _ENTRIES:
             raise ValueError(f"register_model: the name {entry.name!r} is taken")
@@ -201,7 +214,7 @@ def create_model(
     config = entry.config(**{**recorded, **given})
     model = entry.builder(config)
     model.config = {"name": name, **dataclasses.asdict(config)}
-    model.recipe = entry.recipe
+    model.recipe = entry.choose_recipe(dataclasses.asdict(config))
     if weights_backbone is not None:
         if not hasattr(model, "load_backbone"):
             raise ValueError(f"create_model: {name} has no backbone to load weights_backbone into")

@@ -43,12 +43,23 @@ def reflect(image: Tensor, before: int, after: tuple[int, int]) -> Tensor:
         before: Rows added at the top, columns at the left.
         after: Rows added at the bottom, columns at the right.
     """
+    height, width = image.shape[-2:]
+    return mirrored_window(image, (-before, -before), (height + after[0], width + after[1]))
+
+
+def mirrored_window(image: Tensor, first: tuple[int, int], last: tuple[int, int]) -> Tensor:
+    """The window of rows and columns ``first`` to ``last``, mirrored where it leaves the image.
+
+    Args:
+        image: ``(N, C, H, W)``.
+        first: First row and column, below 0 where the window begins before the image.
+        last: Row and column after the last.
+    """
     mirrored = image
-    for axis, end in ((-2, after[0]), (-1, after[1])):
+    for axis, begin, end in ((-2, first[0], last[0]), (-1, first[1], last[1])):
         length = image.shape[axis]
-        source = torch.arange(-before, length + end, device=image.device)
         period = max(2 * (length - 1), 1)
-        source = source % period
+        source = torch.arange(begin, end, device=image.device) % period
         mirrored = mirrored.index_select(axis, torch.minimum(source, 2 * (length - 1) - source))
     return in_layout_of(image, mirrored)
 

@@ -6,6 +6,7 @@ changes no number. Convolutions agree with torch's to rounding.
 """
 
 from segkern.nn._convert import Swap, convert
+from segkern.nn._convolutionalize import DenseClassifier, convolutionalize
 from segkern.nn.aspp import ASPP
 from segkern.nn.atrous import AtrousConv2d, ConvNormAct, SeparableConv2d
 from segkern.nn.attach_crf import CRFNetwork, attach_crf
@@ -18,6 +19,9 @@ from segkern.nn.frozen_norm import FrozenBatchNorm2d, freeze_batch_norm
 from segkern.nn.gaussian_crf import GaussianCRF
 from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
 
+# `segkern.convert` is the function; what else converts networks is found beside it.
+convert.convolutionalize = convolutionalize
+
 __all__ = [
     "ASPP",
     "ASPUnit",
@@ -27,6 +31,7 @@ __all__ = [
     "CRFNetwork",
     "ConvNormAct",
     "DenseCRF",
+    "DenseClassifier",
     "ESPModule",
     "FrozenBatchNorm2d",
     "GaussianCRF",
@@ -40,5 +45,6 @@ __all__ = [
     "Swap",
     "attach_crf",
     "convert",
+    "convolutionalize",
     "freeze_batch_norm",
 ]

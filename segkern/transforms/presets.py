@@ -8,6 +8,7 @@ from typing import Protocol
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from segkern.transforms.elastic import ElasticDeformation
 from segkern.transforms.pair import PairTransform
 from segkern.transforms.steps import RandomScale, ResizePair, _pair
 
@@ -20,6 +21,7 @@ class AugmentationRecipe(Protocol):
     flip: bool
     scale: tuple[float, float] | None
     scale_step: float | None
+    elastic: float | None
 
 
 def build_train_transform(
@@ -29,11 +31,11 @@ def build_train_transform(
     fill: int | Sequence[int] = 0,
     color_jitter: float = 0.0,
 ) -> PairTransform:
-    """Resize, random scale, random crop, horizontal flip, colour jitter: those the recipe has.
+    """Resize, scale, crop, elastic deformation, flip, colour jitter: those the recipe has.
 
     Args:
-        recipe: ``resize`` (H, W), ``scale`` (low, high) and its ``scale_step``, ``crop`` (H, W) and
-            ``flip``.
+        recipe: ``resize`` (H, W), ``scale`` (low, high) and its ``scale_step``, ``crop`` (H, W),
+            ``elastic`` (pixels) and ``flip``.
         ignore_index: mask value where a crop reaches beyond the image.
         fill: image value there, a number or one per channel in RGB 0 .. 255; a data set's mean
             makes the border vanish where the input is normalised.
@@ -53,6 +55,8 @@ def build_train_transform(
         }
         size = _pair("build_train_transform", "crop", recipe.crop)
         steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=fills))
+    if recipe.elastic is not None:
+        steps.append(ElasticDeformation(recipe.elastic))
     if recipe.flip:
         steps.append(v2.RandomHorizontalFlip())
     if color_jitter:

@@ -11,6 +11,7 @@ MODULES = {
     "segkern.data.open": 2,
     "segkern.data.sampler": 1,
     "segkern.transforms.pair": 3,
+    "segkern.losses.border": 3,
     "segkern.losses.cross_entropy": 3,
     "segkern.metrics.confusion": 1,
     "segkern.metrics.segmentation": 3,

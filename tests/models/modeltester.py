@@ -67,6 +67,8 @@ class Case:
 
 RESNET = {"width": 1 / 16, "backbone": "resnet17", "multi_grid": (1,)}
 
+FCN = {"width": 1 / 64}
+
 DILATION = Case(size=(24, 32), odd_sizes=((19, 33),), options={"width": 1 / 64}, traced=("export",))
 
 CASES = {
@@ -107,6 +109,25 @@ CASES = {
     "enet_encoder": Case(export_multiple=8, stride=8),
     "espnet": Case(
         export_multiple=8, options={"p": 1, "q": 1}, traced=("compile_training", "export")
+    ),
+    "fcn8s": Case(
+        size=(40, 56),
+        odd_sizes=((45, 61), (1, 1)),
+        export_sizes=((64, 96), (96, 64)),
+        export_multiple=32,
+        options=FCN,
+        traced=("export",),
+    ),
+    "fcn16s": Case(size=(40, 56), odd_sizes=((33, 21),), options=FCN, traced=()),
+    "fcn32s": Case(size=(40, 56), odd_sizes=((33, 21),), options=FCN, traced=()),
+    "patch_cnn": Case(size=(36, 52), options={"width": 1 / 12}, traced=("export",)),
+    "unet": Case(
+        size=(36, 52),
+        odd_sizes=((45, 61), (1, 1)),
+        export_sizes=((32, 48), (64, 32)),
+        export_multiple=16,
+        options={"width": 1 / 32},
+        traced=("export",),
     ),
     **{
         name: Case(export_multiple=8, stride=8, options={"p": 1, "q": 1}, traced=())
