@@ -30,6 +30,7 @@ from segkern.models import (
     dilation,
     espnet,
 )  # isort: skip
+from segkern.models import danet, fc_densenet, gcn, linknet, pspnet  # isort: skip
 
 __all__ = [
     "LoadReport",
@@ -37,6 +38,7 @@ __all__ = [
     "Recipe",
     "WeightsError",
     "create_model",
+    "danet",
     "deconvnet",
     "deep_parsing_network",
     "deeplabv1",
@@ -47,11 +49,15 @@ __all__ = [
     "dilation",
     "enet",
     "espnet",
+    "fc_densenet",
+    "gcn",
     "get_entry",
     "get_weights",
+    "linknet",
     "list_models",
     "load_weights",
     "preprocess",
+    "pspnet",
     "read_card",
     "register_model",
     "save_weights",
