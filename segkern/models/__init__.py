@@ -30,7 +30,7 @@ from segkern.models import (
     dilation,
     espnet,
 )  # isort: skip
-from segkern.models import danet, fc_densenet, gcn, linknet, pspnet  # isort: skip
+from segkern.models import danet, fc_densenet, gcn, gfrnet, linknet, pspnet, refinenet  # isort: skip
 
 __all__ = [
     "LoadReport",
@@ -53,12 +53,14 @@ __all__ = [
     "gcn",
     "get_entry",
     "get_weights",
+    "gfrnet",
     "linknet",
     "list_models",
     "load_weights",
     "preprocess",
     "pspnet",
     "read_card",
+    "refinenet",
     "register_model",
     "save_weights",
     "segnet",

@@ -126,6 +126,9 @@ CASES = {
         options={"width": 1 / 16, "backbone": "resnet17", "kernel_size": 5},
         traced=("export",),
     ),
+    "gfrnet": Case(
+        odd_sizes=((45, 61), (1, 1)), options={"width": 1 / 16}, traced=("compile_training",)
+    ),
     "linknet": Case(
         size=(64, 96),
         export_multiple=32,
@@ -139,6 +142,11 @@ CASES = {
         export_multiple=16,
         options={"width": 1 / 16, "backbone": "resnet17"},
         traced=("compile_training", "export"),
+    ),
+    "refinenet": Case(
+        odd_sizes=((45, 61), (1, 1)),
+        options={"width": 1 / 16, "backbone": "resnet17"},
+        traced=("export",),
     ),
     **{
         name: Case(export_multiple=8, stride=8, options={"p": 1, "q": 1}, traced=())
