@@ -202,7 +202,7 @@ def images(
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(batch, channels, *size, generator=generator, dtype=torch.float64)
     mode = get_entry(name).recipe.input
-    if mode.startswith(("bgr", "caffe")):
+    if mode.startswith(("bgr", "caffe", "rgb")):
         image = 255 * image - (0 if mode == "bgr" else 100)
     like = torch.empty(0) if like is None else like
     return image.to(like.device, like.dtype)
