@@ -30,7 +30,8 @@ from segkern.models import (
     dilation,
     espnet,
 )  # isort: skip
-from segkern.models import danet, fc_densenet, gcn, gfrnet, linknet, pspnet, refinenet  # isort: skip
+from segkern.models import danet, fc_densenet, gcn, gfrnet  # isort: skip
+from segkern.models import linknet, pspnet, refinenet  # isort: skip
 
 __all__ = [
     "LoadReport",

@@ -92,6 +92,8 @@ class ChannelAttention(nn.Module):
 
     Args:
         form: ``"release"``: E' is the largest of each row of E, less E. ``"paper"``: E itself.
+
+    E is a sum over all positions and is computed in float32 at least, also under autocast.
     """
 
     def __init__(self, form: str) -> None:
@@ -101,10 +103,13 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(2)
-        energy = flat @ flat.transpose(1, 2)
+        with torch.autocast(x.device.type, enabled=False):
+            wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
+            energy = wide @ wide.transpose(1, 2)
         if self.form == "release":
             energy = energy.amax(dim=-1, keepdim=True) - energy
-        return x + self.gamma * (energy.softmax(dim=-1) @ flat).reshape(x.shape)
+        weights = energy.softmax(dim=-1).to(flat.dtype)
+        return x + self.gamma * (weights @ flat).reshape(x.shape)
 
 
 class DANet(nn.Module):
@@ -125,7 +130,8 @@ class DANet(nn.Module):
 
     Paper: arXiv:1809.02983. Both attentions are the identity at the start, gamma 0. The branches
     are summed after their second convolutions. Rates of the trunk are those of the released
-    network with multi-grid: 1 and 2 in layer 3; 4, 8 and 16 in layer 4. Its names are torchvision's.
+    network with multi-grid: 1 and 2 in layer 3; 4, 8 and 16 in layer 4. Its names are
+    torchvision's.
 
     Deviation from the release: position attention in groups of value channels, the same numbers
     but for rounding, see :class:`PositionAttention`.

@@ -115,9 +115,7 @@ class DenseBlock(nn.ModuleList):
 
     def __init__(self, in_channels: int, layers: int, config: FCDenseNet56Config) -> None:
         growth = config.growth_rate
-        super().__init__(
-            Layer(in_channels + i * growth, growth, 3, config) for i in range(layers)
-        )
+        super().__init__(Layer(in_channels + i * growth, growth, 3, config) for i in range(layers))
         self.in_channels = in_channels
         self.out_channels = in_channels + layers * growth
 
@@ -184,9 +182,8 @@ class FCDenseNet(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         check_image(self.name, image, self.in_channels)
         height, width = image.shape[-2:]
-        x = self.first(
-            pad_to_valid(self.name, image, minimum=SMALLEST, pad_mode=self.pad_mode)
-        )
+        padded = pad_to_valid(self.name, image, minimum=SMALLEST, pad_mode=self.pad_mode)
+        x = self.first(padded)
         skips = []
         for i in range(1, POOLS + 1):
             x = self.get_submodule(f"down{i}")(x)

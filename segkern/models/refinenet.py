@@ -1,4 +1,4 @@
-"""RefineNet: from the deepest stage of a ResNet up, features refined, fused and pooled in chains."""
+"""RefineNet: a ResNet's stages, the deepest first, refined, fused and pooled in chains."""
 
 from __future__ import annotations
 

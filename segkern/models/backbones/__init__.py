@@ -1,4 +1,4 @@
-"""Trunks of the networks, with holes where asked for, under torchvision's names where it has them."""
+"""Trunks of the networks, with holes on request, under torchvision's names where it has them."""
 
 from segkern.models.backbones.imagenet import load_imagenet
 from segkern.models.backbones.resnet import BASIC_RESNETS, RESNETS, ResNet
