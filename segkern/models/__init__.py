@@ -20,6 +20,8 @@ from segkern.models._weights import (
 
 # Importing a network's file registers it.
 from segkern.models import deconvnet, enet, segnet, segnet_basic  # isort: skip
+from segkern.models import danet, fc_densenet, gcn, gfrnet  # isort: skip
+from segkern.models import linknet, pspnet, refinenet  # isort: skip
 from segkern.models import deep_parsing_network  # isort: skip
 from segkern.models import (
     deeplabv1,
@@ -30,8 +32,6 @@ from segkern.models import (
     dilation,
     espnet,
 )  # isort: skip
-from segkern.models import danet, fc_densenet, gcn, gfrnet  # isort: skip
-from segkern.models import linknet, pspnet, refinenet  # isort: skip
 
 __all__ = [
     "LoadReport",

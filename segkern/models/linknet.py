@@ -18,8 +18,8 @@ from segkern.models._sizes import (
     crop_to,
     pad_to_valid,
 )
-from segkern.models.backbones import BASIC_RESNETS, ResNet, load_imagenet
-from segkern.models.backbones.resnet import scale_channels
+from segkern.models.backbones import ResNet, load_imagenet
+from segkern.models.backbones.resnet import BASIC_RESNETS, scale_channels
 
 PAPER = (
     "A. Chaurasia, E. Culurciello: LinkNet: Exploiting Encoder Representations for Efficient "

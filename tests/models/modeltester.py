@@ -114,12 +114,16 @@ CASES = {
     "espnet": Case(
         export_multiple=8, options={"p": 1, "q": 1}, traced=("compile_training", "export")
     ),
+    **{
+        name: Case(export_multiple=8, stride=8, options={"p": 1, "q": 1}, traced=())
+        for name in ("espnet_a", "espnet_b", "espnet_c")
+    },
+    "danet": Case(size=(65, 81), options=RESNET, traced=("export",)),
+    "fc_densenet103": dataclasses.replace(FC_DENSENET, traced=("compile_training",)),
     "fc_densenet56": FC_DENSENET,
     "fc_densenet67": dataclasses.replace(
         FC_DENSENET, export_multiple=32, export_sizes=((64, 96), (96, 64)), traced=("export",)
     ),
-    "fc_densenet103": dataclasses.replace(FC_DENSENET, traced=("compile_training",)),
-    "danet": Case(size=(65, 81), options=RESNET, traced=("export",)),
     "gcn": Case(
         export_multiple=32,
         export_sizes=((64, 96), (96, 64)),
@@ -148,10 +152,6 @@ CASES = {
         options={"width": 1 / 16, "backbone": "resnet17"},
         traced=("export",),
     ),
-    **{
-        name: Case(export_multiple=8, stride=8, options={"p": 1, "q": 1}, traced=())
-        for name in ("espnet_a", "espnet_b", "espnet_c")
-    },
 }
 
 
