@@ -104,7 +104,7 @@ def train(
         int | None, _option("--batch-size", panel=_RECIPE, help="Images a step, over all devices.")
     ] = None,
     optimizer: Annotated[
-        str | None, _option("--optimizer", panel=_RECIPE, metavar="NAME", help="sgd or adam.")
+        str | None, _option("--optimizer", panel=_RECIPE, metavar="NAME", help="sgd, adam or rmsprop.")
     ] = None,
     lr: Annotated[float | None, _option("--lr", panel=_RECIPE, help="Learning rate.")] = None,
     momentum: Annotated[float | None, _option("--momentum", panel=_RECIPE, help="Of SGD.")] = None,

@@ -83,7 +83,7 @@ def parameter_groups(
 
 
 def build_optimizer(network: nn.Module, recipe: Any) -> torch.optim.Optimizer:
-    """Optimiser of `recipe` over `network`; "adam" adds L2 to the gradient, as the papers do."""
+    """Optimiser of `recipe` over `network`; all add L2 to the gradient, as the papers do."""
     groups = parameter_groups(
         network,
         lr=recipe.lr,
@@ -104,7 +104,11 @@ def build_optimizer(network: nn.Module, recipe: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(groups, lr=recipe.lr)
-    raise EngineError(f"train: optimizer must be 'sgd' or 'adam', got {recipe.optimizer!r}")
+    if recipe.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=recipe.lr, alpha=recipe.smoothing)
+    raise EngineError(
+        f"train: optimizer must be 'sgd', 'adam' or 'rmsprop', got {recipe.optimizer!r}"
+    )
 
 
 def split_groups(

@@ -20,6 +20,8 @@ from segkern.models._weights import (
 
 # Importing a network's file registers it.
 from segkern.models import deconvnet, enet, segnet, segnet_basic  # isort: skip
+from segkern.models import danet, fc_densenet, gcn, gfrnet  # isort: skip
+from segkern.models import linknet, pspnet, refinenet  # isort: skip
 from segkern.models import deep_parsing_network  # isort: skip
 from segkern.models import (
     deeplabv1,
@@ -38,6 +40,7 @@ __all__ = [
     "Recipe",
     "WeightsError",
     "create_model",
+    "danet",
     "deconvnet",
     "deep_parsing_network",
     "deeplabv1",
@@ -49,13 +52,19 @@ __all__ = [
     "enet",
     "espnet",
     "fcn",
+    "fc_densenet",
+    "gcn",
     "get_entry",
     "get_weights",
+    "gfrnet",
+    "linknet",
     "list_models",
     "load_weights",
     "patch_cnn",
     "preprocess",
+    "pspnet",
     "read_card",
+    "refinenet",
     "register_model",
     "save_weights",
     "segnet",

@@ -35,8 +35,8 @@ def preprocess(images: Tensor, mode: str) -> Tensor:
         mode: ``"unit"``: RGB / 255. ``"caffe"``: BGR minus (104.00699, 116.66877, 122.67892).
             ``"bgr"``: BGR as it is. ``"imagenet"``: RGB / 255, minus the ImageNet mean, over its
             standard deviation. ``"symmetric"``: RGB * 2 / 255 - 1. ``"espnet"``: BGR, less the mean
-            and over the standard deviation of Cityscapes, then / 255. ``"bgr_voc"``,
-            ``"bgr_camvid"``, ``"bgr_cityscapes"``: BGR minus the data set's mean.
+            and over the standard deviation of Cityscapes, then / 255. ``"rgb_128"``: RGB - 128.
+            ``"bgr_voc"``, ``"bgr_camvid"``, ``"bgr_cityscapes"``: BGR minus the data set's mean.
 
     Returns:
         A new tensor of the same shape and memory format: float32 for uint8 input, else the
@@ -66,6 +66,8 @@ def preprocess(images: Tensor, mode: str) -> Tensor:
         return images / 255
     if mode == "symmetric":
         return images * (2 / 255) - 1
+    if mode == "rgb_128":
+        return images - 128
     if mode == "imagenet":
         scale = 255 * _channels(IMAGENET_STD, images)
         return (images - 255 * _channels(IMAGENET_MEAN, images)) / scale
@@ -80,7 +82,7 @@ def mean_pixel(mode: str) -> tuple[int, int, int]:
     """The RGB colour, 0..255, that ``mode`` brings nearest to 0: what images are padded with."""
     if mode == "unit":
         return (0, 0, 0)
-    if mode == "symmetric":
+    if mode in ("symmetric", "rgb_128"):
         return (128, 128, 128)
     if mode == "imagenet":
         return tuple(round(255 * value) for value in IMAGENET_MEAN)

@@ -12,6 +12,7 @@ INPUT_MODES = (
     "imagenet",
     "symmetric",
     "espnet",
+    "rgb_128",
     "bgr_voc",
     "bgr_camvid",
     "bgr_cityscapes",
@@ -26,9 +27,10 @@ class Recipe:
     ``dataclasses.replace(recipe, lr=0.01)`` makes a variant. Sizes are ``(height, width)``.
 
     Attributes:
-        optimizer: ``"sgd"`` or ``"adam"``.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"rmsprop"``.
         lr: Learning rate at the start.
         momentum: Momentum of SGD.
+        smoothing: Share of the old value in the mean square of RMSprop.
         weight_decay: Factor of L2 regularisation, added to the gradient.
         schedule: ``"constant"``, ``"step"`` (``lr * gamma ** (iteration // step_size)``) or
             ``"poly"`` (``lr * (1 - iteration / iterations) ** power``).
@@ -77,6 +79,7 @@ class Recipe:
     optimizer: str = "sgd"
     lr: float
     momentum: float = 0.9
+    smoothing: float = 0.99
     weight_decay: float = 0.0
     schedule: str = "constant"
     step_size: int = 0
@@ -109,7 +112,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         choices = {
-            "optimizer": ("sgd", "adam"),
+            "optimizer": ("sgd", "adam", "rmsprop"),
             "schedule": ("constant", "step", "poly"),
             "input": INPUT_MODES,
             "loss": ("cross_entropy",),

@@ -61,15 +61,20 @@ class VGG16Encoder(nn.Module):
         network: Name of the network for error messages.
         in_channels: Channels of the image.
         dropout: Rates of elementwise dropout after the pools; no layer for a rate of 0.
+        stages: Channels of the convolutions of each stage.
     """
 
     def __init__(
-        self, network: str, in_channels: int, dropout: Sequence[float] = (0, 0, 0, 0, 0)
+        self,
+        network: str,
+        in_channels: int,
+        dropout: Sequence[float] = (0, 0, 0, 0, 0),
+        stages: Sequence[Sequence[int]] = VGG16_STAGES,
     ) -> None:
         super().__init__()
         self.network = network
         channels = in_channels
-        for i, widths in enumerate(VGG16_STAGES, start=1):
+        for i, widths in enumerate(stages, start=1):
             stage = nn.Sequential()
             for j, width in enumerate(widths, start=1):
                 conv = nn.Conv2d(channels, width, 3, padding=1)

@@ -53,7 +53,7 @@ def test_groups_of_a_crf_have_rates_of_their_own() -> None:
         batch_size=1,
         epochs=1,
     )
-    for optimizer in ("sgd", "adam"):
+    for optimizer in ("sgd", "adam", "rmsprop"):
         groups = build_optimizer(network, dataclasses.replace(recipe, optimizer=optimizer))
         table = {g["name"]: (len(g["params"]), g["lr"]) for g in groups.param_groups}
         assert table["crf_weights"] == (4, pytest.approx(10.0))
@@ -79,6 +79,10 @@ def test_adam_adds_l2_to_the_gradient() -> None:
     optimizer = build_optimizer(network, recipe)
     assert type(optimizer) is torch.optim.Adam
     assert all(g["weight_decay"] == 2e-4 for g in optimizer.param_groups)
+    recipe = dataclasses.replace(recipe, optimizer="rmsprop", smoothing=0.9)
+    optimizer = build_optimizer(network, recipe)
+    assert type(optimizer) is torch.optim.RMSprop
+    assert all((g["alpha"], g["weight_decay"]) == (0.9, 2e-4) for g in optimizer.param_groups)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,12 @@ FCN = {"width": 1 / 64}
 
 DILATION = Case(size=(24, 32), odd_sizes=((19, 33),), options={"width": 1 / 64}, traced=("export",))
 
+FC_DENSENET = Case(
+    odd_sizes=((45, 61), (5, 33)),
+    options={"growth_rate": 2, "first_channels": 4, "layers": (1,) * 11},
+    traced=(),
+)
+
 CASES = {
     "deconvnet": Case(
         size=(193, 196),
@@ -133,6 +139,40 @@ CASES = {
         name: Case(export_multiple=8, stride=8, options={"p": 1, "q": 1}, traced=())
         for name in ("espnet_a", "espnet_b", "espnet_c")
     },
+    "danet": Case(size=(65, 81), options=RESNET, traced=("export",)),
+    "fc_densenet103": dataclasses.replace(FC_DENSENET, traced=("compile_training",)),
+    "fc_densenet56": FC_DENSENET,
+    "fc_densenet67": dataclasses.replace(
+        FC_DENSENET, export_multiple=32, export_sizes=((64, 96), (96, 64)), traced=("export",)
+    ),
+    "gcn": Case(
+        export_multiple=32,
+        export_sizes=((64, 96), (96, 64)),
+        options={"width": 1 / 16, "backbone": "resnet17", "kernel_size": 5},
+        traced=("export",),
+    ),
+    "gfrnet": Case(
+        odd_sizes=((45, 61), (1, 1)), options={"width": 1 / 16}, traced=("compile_training",)
+    ),
+    "linknet": Case(
+        size=(64, 96),
+        export_multiple=32,
+        export_sizes=((64, 96), (96, 64)),
+        options={"width": 1 / 8},
+        traced=("export",),
+    ),
+    "pspnet": Case(
+        size=(65, 81),
+        export_sizes=((80, 96), (96, 64)),
+        export_multiple=16,
+        options={"width": 1 / 16, "backbone": "resnet17"},
+        traced=("compile_training", "export"),
+    ),
+    "refinenet": Case(
+        odd_sizes=((45, 61), (1, 1)),
+        options={"width": 1 / 16, "backbone": "resnet17"},
+        traced=("export",),
+    ),
 }
 
 
@@ -183,7 +223,7 @@ def images(
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(batch, channels, *size, generator=generator, dtype=torch.float64)
     mode = get_entry(name).recipe.input
-    if mode.startswith(("bgr", "caffe")):
+    if mode.startswith(("bgr", "caffe", "rgb")):
         image = 255 * image - (0 if mode == "bgr" else 100)
     like = torch.empty(0) if like is None else like
     return image.to(like.device, like.dtype)
@@ -252,9 +292,13 @@ def check_backward(name: str, device: torch.device) -> None:
         for buffer, _ in module.named_buffers()
     }
     before = {key: value.clone() for key, value in model.named_buffers() if key not in frozen}
-    scores = model(images(name, case.size, case.batch, like=parameter_of(model)))["out"]
-    target = torch.randint(scores.shape[1], scores[:, 0].shape, device=device)
-    nn.functional.cross_entropy(scores, target).backward()
+    outputs = model(images(name, case.size, case.batch, like=parameter_of(model)))
+    trained = [outputs[key] for key in get_entry(name).recipe.outputs if key in outputs]
+    loss = torch.zeros((), device=device)
+    for scores in trained:
+        target = torch.randint(scores.shape[1], scores[:, 0].shape, device=device)
+        loss = loss + nn.functional.cross_entropy(scores, target)
+    loss.backward()
     for key, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -373,7 +417,7 @@ def check_compile_training(name: str, device: torch.device) -> None:
         forward = (
             model if backend is None else torch.compile(model, backend=backend, fullgraph=True)
         )
-        forward(image)["out"].square().mean().backward()
+        sum(scores.square().mean() for scores in forward(image).values()).backward()
         taken = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
         gradients.append(torch.cat(taken))
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""The four input scalings against numbers worked out by hand."""
+"""The input scalings against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ EXPECTED = {
     "bgr": [0.0, 51.0, 255.0],
     "caffe": [-104.00699, 51 - 116.66877, 255 - 122.67892],
     "symmetric": [1.0, -0.6, -1.0],
+    "rgb_128": [127.0, 51.0 - 128, -128.0],
     "espnet": [
         -72.3923111 / 45.3192215 / 255,
         (51 - 82.90893555) / 46.15289307 / 255,

@@ -9,11 +9,18 @@ from torch import Tensor, nn
 
 from segkern.models.backbones.atrous import residual_rates, use_atrous
 
-# Blocks of layers 1 to 4. resnet17, which torchvision lacks, is for trials.
+# Blocks of layers 1 to 4, bottlenecks. resnet17, which torchvision lacks, is for trials.
 RESNETS = {
     "resnet17": (2, 1, 1, 1),
     "resnet50": (3, 4, 6, 3),
     "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+
+# The same of torchvision's basic blocks, which have no form with holes.
+BASIC_RESNETS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
 }
 
 PLANES = (64, 128, 256, 512)
@@ -21,7 +28,7 @@ EXPANSION = 4
 
 
 class ResNet(nn.Module):
-    """The convolutional part of a ResNet of torchvision's bottlenecks, at a given output stride.
+    """The convolutional part of a ResNet of torchvision's blocks, at a given output stride.
 
     The names are torchvision's, so its ImageNet weights load. With the stem ``"deep"`` they are
     those of hszhao/semseg: ``conv1, bn1, conv2, bn2, conv3, bn3``. ``layer5`` to ``layer7`` are the
@@ -29,7 +36,8 @@ class ResNet(nn.Module):
 
     Args:
         network: Name of the network for error messages.
-        name: ``"resnet50"``, ``"resnet101"`` or ``"resnet17"``.
+        name: ``"resnet50"``, ``"resnet101"``, ``"resnet152"`` or ``"resnet17"``; of basic blocks,
+            at output stride 32 only, ``"resnet18"`` or ``"resnet34"``.
         in_channels: Channels of the image.
         output_stride: Ratio of the image's size to that of the features: 8, 16 or 32.
         stem: ``"plain"``, a 7x7 convolution, or ``"deep"``, three 3x3.
@@ -43,7 +51,7 @@ class ResNet(nn.Module):
         momentum: Share of the new value in the running statistics of batch norm.
 
     Forward returns the features, ``(N, channels, H / output_stride, W / output_stride)``, and the
-    low-level ones of :meth:`stage1`.
+    low-level ones of :meth:`stage1`; of bottlenecks only. :meth:`stages` returns every layer's.
     """
 
     def __init__(
@@ -63,14 +71,18 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         for key, value, allowed in (
-            ("backbone", name, tuple(RESNETS)),
+            ("backbone", name, (*RESNETS, *BASIC_RESNETS)),
             ("stem", stem, ("plain", "deep")),
             ("stride_in", stride_in, ("1x1", "3x3")),
         ):
             if value not in allowed:
                 shown = ", ".join(map(repr, allowed))
                 raise ValueError(f"{network}: {key} must be one of {shown}, got {value!r}")
-        blocks = RESNETS[name]
+        is_basic = name in BASIC_RESNETS
+        if is_basic and output_stride != 32:
+            raise ValueError(f"{network}: output_stride must be 32 of {name}, got {output_stride}")
+        blocks = BASIC_RESNETS[name] if is_basic else RESNETS[name]
+        expansion = 1 if is_basic else EXPANSION
         planes = [scale_channels(p, width) for p in PLANES]
         grid = (1,) * blocks[3] if multi_grid is None else tuple(multi_grid)
         plan = residual_rates(
@@ -81,10 +93,12 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=ceil_pool)
         for i, layer in enumerate(plan, start=1):
             width_of = planes[min(i, 4) - 1]
-            setattr(self, f"layer{i}", _make_layer(channels, width_of, layer, stride_in))
-            channels = EXPANSION * width_of
+            made = _make_layer(channels, width_of, layer, stride_in, is_basic)
+            setattr(self, f"layer{i}", made)
+            channels = expansion * width_of
         self.stem, self.layers, self.channels = stem, layers, channels
-        self.low_channels = EXPANSION * planes[0]
+        self.low_channels = expansion * planes[0]
+        self.stage_channels = tuple(expansion * p for p in planes)
         use_atrous(self)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -105,6 +119,13 @@ class ResNet(nn.Module):
             x = self.relu(self.bn2(self.conv2(x)))
             x = self.relu(self.bn3(self.conv3(x)))
         return self.maxpool(x)
+
+    def stages(self, image: Tensor) -> list[Tensor]:
+        """The pooled stem and each layer's features, first to last."""
+        outputs = [self.run_stem(image)]
+        for i in range(1, self.layers + 1):
+            outputs.append(getattr(self, f"layer{i}")(outputs[-1]))
+        return outputs
 
     def stage1(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Layer 1, and the second block's last convolution after batch norm, before the sum.
@@ -142,28 +163,31 @@ def scale_channels(channels: int, width: float) -> int:
     return channels if width == 1 else max(4, round(channels * width))
 
 
-def _make_layer(channels: int, planes: int, layer, stride_in: str) -> nn.Sequential:
-    bottleneck = _torchvision_bottleneck()
+def _make_layer(
+    channels: int, planes: int, layer, stride_in: str, is_basic: bool
+) -> nn.Sequential:
+    make = _torchvision_block("BasicBlock" if is_basic else "Bottleneck")
+    out_channels = make.expansion * planes
     blocks = []
     for i, rate in enumerate(layer.rates):
         stride = layer.stride if i == 0 else 1
         downsample = None
-        if stride != 1 or channels != EXPANSION * planes:
+        if stride != 1 or channels != out_channels:
             downsample = nn.Sequential(
-                nn.Conv2d(channels, EXPANSION * planes, 1, stride=stride, bias=False),
-                nn.BatchNorm2d(EXPANSION * planes),
+                nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(out_channels),
             )
-        block = bottleneck(channels, planes, stride, downsample, dilation=rate)
-        if stride_in == "1x1":
+        block = make(channels, planes, stride, downsample, dilation=rate)
+        if stride_in == "1x1" and not is_basic:
             block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
         blocks.append(block)
-        channels = EXPANSION * planes
+        channels = out_channels
     return nn.Sequential(*blocks)
 
 
-def _torchvision_bottleneck() -> type[nn.Module]:
+def _torchvision_block(name: str) -> type[nn.Module]:
     try:
-        from torchvision.models.resnet import Bottleneck
+        from torchvision.models import resnet
     except ImportError as error:
         raise ImportError("segkern.models: networks on a ResNet need torchvision") from error
-    return Bottleneck
+    return getattr(resnet, name)
