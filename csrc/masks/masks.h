@@ -27,7 +27,7 @@ struct MaskPart {
 
 struct PackParams {
   int64_t count;                 // masks of the result
-  int64_t planes, height, width; // of the input
+  int64_t planes, height, width;  // of the input
   int64_t words;                 // a row
   bool bytes;                    // the input is bytes, a pixel is in the mask where one is not 0
   Element element;               // else it is logits, and a pixel is in where one exceeds
@@ -43,6 +43,13 @@ struct PackParams {
   int64_t parts, part_rows;
   MaskPart* partial;             // (count, parts)
 };
+
+// Parts of at least 2048 words, so that a block has work, and of few enough for 32 bits.
+inline void split_into_parts(PackParams& p) {
+  constexpr int64_t kPartWords = 2048;
+  p.part_rows = p.words > 0 ? (kPartWords + p.words - 1) / p.words : kPartWords;
+  p.parts = p.height > 0 ? (p.height + p.part_rows - 1) / p.part_rows : 1;
+}
 
 struct MaskSet {
   int64_t count;

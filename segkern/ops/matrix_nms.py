@@ -87,6 +87,7 @@ def matrix_nms(
     _check_number(op, "score_threshold", score_threshold)
     _check_number(op, "update_threshold", update_threshold)
     most = check_limit(op, "pre", pre, beside.shape[0])
+    most = min(most, beside.shape[0])
     size = check_limit(op, "post", post, most)
 
     order, ranked = best_first(scores, score_threshold)
