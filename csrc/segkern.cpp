@@ -110,6 +110,7 @@ STABLE_TORCH_LIBRARY(segkern, m) {
   m.def(
       "_matrix_nms(Tensor bits, Tensor areas, Tensor boxes, Tensor? rows, Tensor labels, "
       "Tensor scores, bool linear, float sigma) -> Tensor");
+  m.def("_nms(Tensor boxes, Tensor? labels, Tensor live, float iou_threshold) -> Tensor");
 }
 
 PyMODINIT_FUNC PyInit__C() {

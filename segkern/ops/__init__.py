@@ -19,6 +19,7 @@ from segkern.ops.masks import (
 from segkern.ops.matrix_nms import matrix_nms
 from segkern.ops.max_pool import convert_pool_indices, max_pool2d_with_indices
 from segkern.ops.max_unpool import max_unpool2d
+from segkern.ops.nms import batched_nms, nms
 from segkern.ops.permutohedral import Lattice, permutohedral_build, permutohedral_filter
 from segkern.ops.separable_gaussian import separable_gaussian
 
@@ -30,6 +31,7 @@ __all__ = [
     "aspp",
     "atrous_conv2d",
     "atrous_separable_conv2d",
+    "batched_nms",
     "block_min_pool",
     "convert_pool_indices",
     "dense_crf",
@@ -42,6 +44,7 @@ __all__ = [
     "max_pool2d_with_indices",
     "max_unpool2d",
     "mixture_mean_field",
+    "nms",
     "pack_masks",
     "packed_from_bits",
     "permutohedral_build",

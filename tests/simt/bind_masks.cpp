@@ -1,6 +1,6 @@
-// Python module simt_masks: the kernels of packed masks and Matrix NMS, through the same choice of
-// kernel and grid as on the device (csrc/masks/masks_launch.cuh). bfloat16 travels as
-// simt/numpy.h says.
+// Python module simt_masks: the kernels of packed masks, Matrix NMS and NMS, through the same choice
+// of kernel and grid as on the device (csrc/*/..._launch.cuh). bfloat16 travels as simt/numpy.h
+// says.
 #include <pybind11/stl.h>
 
 #include <optional>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "masks/masks_launch.cuh"
+#include "nms/nms_launch.cuh"
 #include "simt/numpy.h"
 
 namespace py = pybind11;
@@ -149,6 +150,25 @@ void matrix_nms(const std::vector<py::array>& masks, py::array rows, py::array l
   result.copy_back();
 }
 
+// labels of no elements: one class.
+void nms(py::array boxes, py::array labels, py::array live, double threshold, py::array keep) {
+  DeviceBuffer in(boxes), classes(labels), alive(live), out(keep);
+  segkern::NmsParams p{};
+  p.count = boxes.shape(0);
+  p.wide = boxes.itemsize() == 8;
+  p.boxes = in.as();
+  p.labels = classes.as<int64_t>();
+  p.live = alive.as<bool>();
+  p.threshold = threshold;
+  p.keep = out.as<bool>();
+  p.words = (p.count + 31) / 32;
+  std::vector<uint32_t> pairs(static_cast<std::size_t>(p.count * p.words)), gone(p.words);
+  p.pairs = pairs.data();
+  p.gone = gone.data();
+  segkern::nms(p, SimtLauncher{});
+  out.copy_back();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(simt_masks, m) {
@@ -158,4 +178,5 @@ PYBIND11_MODULE(simt_masks, m) {
   m.def("unpack", &unpack);
   m.def("iou", &iou);
   m.def("matrix_nms", &matrix_nms);
+  m.def("nms", &nms);
 }

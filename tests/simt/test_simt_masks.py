@@ -1,4 +1,4 @@
-"""The kernels of packed masks on the CPU, against the operators' CPU kernels and plain NumPy."""
+"""The kernels of packed masks and of NMS on the CPU, against the operators' CPU kernels and plain NumPy."""
 
 from __future__ import annotations
 
@@ -58,9 +58,8 @@ def test_pack(count, height, width, part_rows, dtype):
         return [*out, areas, boxes, unpacked]
 
     bits, areas, boxes, maskness, again, boxes_again, unpacked = check_orders(module, run)
-    inside = masks > 0 if dtype == torch.uint8 else masks > torch.tensor(0.2, dtype=torch.float32)
-    if dtype == torch.float64:
-        inside = masks > 0.2
+    least = {torch.uint8: 0.0, torch.float64: 0.2}.get(dtype, float(np.float32(0.2)))
+    inside = masks.double() > least
     assert np.array_equal(unpacked, inside.numpy())
     assert np.array_equal(bits, wanted.bits.numpy())
     for got in (areas, again):
@@ -148,8 +147,39 @@ def test_matrix_nms(count, linear):
     np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-6, atol=1e-7)
 
 
+def boxes_case(count, dtype):
+    generator = torch.Generator().manual_seed(count)
+    corners = torch.randint(0, 40, (2, count, 2), generator=generator).sort(0)[0]
+    boxes = torch.cat([corners[0], corners[1] + 1], 1).to(dtype)
+    labels = torch.randint(0, 2, (count,), generator=generator)
+    live = torch.rand(count, generator=generator) > 0.1
+    return boxes, labels, live
+
+
+@pytest.mark.parametrize("classes", [True, False])
+@pytest.mark.parametrize(
+    ("count", "dtype"), [(1, torch.float32), (70, torch.float64), (259, torch.float32)]
+)
+def test_nms(count, dtype, classes):
+    module = load("masks")
+    boxes, labels, live = boxes_case(count, dtype)
+    given = labels if classes else None
+    wanted = torch.ops.segkern._nms.default(boxes, given, live, 0.1)
+
+    def run():
+        keep = poisoned(module, count, np.bool_)
+        names = labels.numpy() if classes else NO_ROWS
+        module.nms(boxes.numpy(), names, live.numpy(), 0.1, keep)
+        return keep
+
+    (got,) = check_orders(module, run)
+    assert np.array_equal(got, wanted.numpy())
+
+
 def test_sanitized():
     calls = []
+    boxes = [part.numpy() for part in boxes_case(67, torch.float32)]
+    calls.append(Call("nms", (*boxes, 0.1, np.zeros(67, np.bool_))))
     for count, height, width, part_rows in SIZES:
         for dtype in (torch.uint8, torch.float16):
             masks = draw(count, height, width, dtype)
