@@ -4,7 +4,7 @@
 // rows that the boxes share, each word of the column's mask met with the same word of up to eight
 // others. So a tile reads 16 masks for 64 pairs (the others come from the first-level cache for
 // seven of the eight warps) and is bound by the count of bits, 16 words a cycle and multiprocessor.
-// Pairs of two classes, or of boxes that do not meet, cost nothing: a warp leaves them out together.
+// Pairs of two classes, or of boxes that do not meet, cost nothing: a warp leaves them out as one.
 #pragma once
 
 #include "../common/device.cuh"
