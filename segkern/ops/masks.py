@@ -125,7 +125,9 @@ def unpack_masks(packed: PackedMasks) -> Tensor:
     return torch.ops.segkern.unpack_masks.default(packed.bits, packed.width)
 
 
-def mask_iou(a: Tensor | PackedMasks, b: Tensor | PackedMasks, crowd: Tensor | None = None) -> Tensor:
+def mask_iou(
+    a: Tensor | PackedMasks, b: Tensor | PackedMasks, crowd: Tensor | None = None
+) -> Tensor:
     """Intersection over union of every pair of masks, from exact counts.
 
     Args:

@@ -28,7 +28,7 @@ def nms(
     Returns:
         ``(indices, count)``: indices int64 (post,), by falling score and, at equal scores, in the
         order given, -1 beyond the count; count int64 (), how many there are.
-        ``indices[:count]`` is what torchvision.ops.nms returns, and waits for the device as it does.
+        ``indices[:count]`` is what torchvision.ops.nms returns; that slice waits for the device.
 
     Raises:
         TypeError, ValueError: an argument of the wrong form, dtype, rank or range.

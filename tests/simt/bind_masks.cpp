@@ -1,6 +1,5 @@
-// Python module simt_masks: the kernels of packed masks, Matrix NMS and NMS, through the same
-// choice of kernel and grid as on the device (csrc/*/..._launch.cuh). bfloat16 travels as simt/numpy.h
-// says.
+// Python module simt_masks: packed masks, Matrix NMS and NMS of boxes, through the same choice of
+// kernel and grid as on the device (csrc/*/*_launch.cuh). bfloat16 travels as simt/numpy.h says.
 #include <pybind11/stl.h>
 
 #include <optional>

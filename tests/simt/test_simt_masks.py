@@ -1,4 +1,4 @@
-"""The kernels of packed masks and of NMS on the CPU, against the operators' CPU kernels and plain NumPy."""
+"""The kernels of packed masks and of NMS on the CPU, against the CPU kernels and plain counts."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def shapes(count, height, width, seed=0):
     return masks
 
 
-@pytest.mark.parametrize(("m", "n", "height", "width"), [(11, 18, 7, 70), (1, 1, 1, 1), (9, 3, 40, 33)])
+@pytest.mark.parametrize(
+    ("m", "n", "height", "width"), [(11, 18, 7, 70), (1, 1, 1, 1), (9, 3, 40, 33)]
+)
 def test_iou(m, n, height, width):
     module = load("masks")
     a, b = shapes(m, height, width), shapes(n, height, width, seed=1)
