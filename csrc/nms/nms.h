@@ -30,10 +30,9 @@ struct NmsParams {
 // Whether the IoU of two boxes exceeds the threshold; a NaN never does.
 template <typename T>
 SEGKERN_HOST_DEVICE inline bool overlaps(const T* a, const T* b, T threshold) {
-  const T left = a[0] > b[0] ? a[0] : b[0], right = a[2] < b[2] ? a[2] : b[2];
-  const T top = a[1] > b[1] ? a[1] : b[1], bottom = a[3] < b[3] ? a[3] : b[3];
-  const T width = right > left ? right - left : T(0), height = bottom > top ? bottom - top : T(0);
-  const T shared = width * height;
+  const T w = (a[2] < b[2] ? a[2] : b[2]) - (a[0] > b[0] ? a[0] : b[0]);
+  const T h = (a[3] < b[3] ? a[3] : b[3]) - (a[1] > b[1] ? a[1] : b[1]);
+  const T shared = (w > 0 ? w : T(0)) * (h > 0 ? h : T(0));
   const T area_a = (a[2] - a[0]) * (a[3] - a[1]), area_b = (b[2] - b[0]) * (b[3] - b[1]);
   return shared / (area_a + area_b - shared) > threshold;
 }
