@@ -97,6 +97,21 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "_gaussian_crf_backward(Tensor grad, Tensor solution, Tensor[] edges, int pairwise, "
       "float diagonal, float tolerance, int max_iterations, float eta, bool check, "
       "bool want_edges) -> (Tensor, Tensor[])");
+
+  // Masks and boxes of instances: see segkern/ops/masks.py, segkern/ops/matrix_nms.py and
+  // segkern/ops/nms.py. bits: int32, csrc/masks/masks.h.
+  m.def(
+      "pack_masks(Tensor masks, Tensor? rows, float threshold, bool maskness) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("measure_masks(Tensor bits) -> (Tensor, Tensor)");
+  m.def("unpack_masks(Tensor bits, SymInt width) -> Tensor");
+  m.def(
+      "mask_iou(Tensor bits_a, Tensor areas_a, Tensor boxes_a, Tensor bits_b, Tensor areas_b, "
+      "Tensor boxes_b, Tensor? crowd) -> Tensor");
+  m.def(
+      "_matrix_nms(Tensor bits, Tensor areas, Tensor boxes, Tensor? rows, Tensor labels, "
+      "Tensor scores, bool linear, float sigma) -> Tensor");
+  m.def("_nms(Tensor boxes, Tensor? labels, Tensor live, float iou_threshold) -> Tensor");
 }
 
 PyMODINIT_FUNC PyInit__C() {

@@ -9,18 +9,29 @@ from segkern.ops.dense_crf import dense_crf
 from segkern.ops.esp import esp_block
 from segkern.ops.gaussian_crf import SolveReport, gaussian_crf
 from segkern.ops.local_filter import local_quadratic_filter
+from segkern.ops.masks import (
+    PackedMasks,
+    mask_iou,
+    pack_masks,
+    packed_from_bits,
+    unpack_masks,
+)
+from segkern.ops.matrix_nms import matrix_nms
 from segkern.ops.max_pool import convert_pool_indices, max_pool2d_with_indices
 from segkern.ops.max_unpool import max_unpool2d
+from segkern.ops.nms import batched_nms, nms
 from segkern.ops.permutohedral import Lattice, permutohedral_build, permutohedral_filter
 from segkern.ops.separable_gaussian import separable_gaussian
 
 __all__ = [
     "Branch",
     "Lattice",
+    "PackedMasks",
     "SolveReport",
     "aspp",
     "atrous_conv2d",
     "atrous_separable_conv2d",
+    "batched_nms",
     "block_min_pool",
     "convert_pool_indices",
     "dense_crf",
@@ -28,10 +39,16 @@ __all__ = [
     "gaussian_crf",
     "image_features",
     "local_quadratic_filter",
+    "mask_iou",
+    "matrix_nms",
     "max_pool2d_with_indices",
     "max_unpool2d",
     "mixture_mean_field",
+    "nms",
+    "pack_masks",
+    "packed_from_bits",
     "permutohedral_build",
     "permutohedral_filter",
     "separable_gaussian",
+    "unpack_masks",
 ]

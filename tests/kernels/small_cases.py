@@ -156,6 +156,29 @@ def run_dense_crf() -> int:
     return runs
 
 
+def run_masks() -> int:
+    """Packed masks of every dtype, their overlaps, Matrix NMS and NMS of boxes."""
+    runs = 0
+    for dtype in (*DTYPES, torch.bool):
+        for count, height, width in ((1, 1, 1), (70, 9, 33), (9, 300, 500)):
+            masks = (torch.randn(count, height, width, device="cuda") > 0.5).to(dtype)
+            packed = ops.pack_masks(masks)
+            ops.packed_from_bits(packed.bits, width)
+            ops.unpack_masks(packed)
+            ops.mask_iou(packed, masks)
+            labels = torch.arange(count, device="cuda") % 3
+            scores = torch.rand(count, device="cuda")
+            for kernel in ("gaussian", "linear"):
+                ops.matrix_nms(masks, labels, scores, kernel=kernel)
+                ops.matrix_nms(packed, labels, scores, kernel=kernel)
+            for boxes in (packed.boxes.double(), packed.boxes.half()):
+                ops.nms(boxes, scores, 0.5)
+                ops.batched_nms(boxes, scores, labels, 0.5)
+            runs += 1
+    torch.cuda.synchronize()
+    return runs
+
+
 def main() -> int:
     if not torch.cuda.is_available():
         print("nothing run:", "; ".join(env()["reasons"]))
@@ -166,6 +189,7 @@ def main() -> int:
     print(f"{run_gaussian_crf()} Gaussian CRF cases ran")
     print(f"{run_permutohedral()} lattices ran")
     print(f"{run_dense_crf()} dense CRFs ran")
+    print(f"{run_masks()} sets of masks ran")
     return 0
 
 
