@@ -12,6 +12,7 @@ from segkern.ops.local_filter import local_quadratic_filter
 from segkern.ops.max_pool import convert_pool_indices, max_pool2d_with_indices
 from segkern.ops.max_unpool import max_unpool2d
 from segkern.ops.permutohedral import Lattice, permutohedral_build, permutohedral_filter
+from segkern.ops.roi_align import roi_align
 from segkern.ops.separable_gaussian import separable_gaussian
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "mixture_mean_field",
     "permutohedral_build",
     "permutohedral_filter",
+    "roi_align",
     "separable_gaussian",
 ]
