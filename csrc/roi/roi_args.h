@@ -6,7 +6,7 @@
 #include "../common/check.h"
 #include "../common/dispatch.h"
 #include "../common/layout.h"
-#include "roi.h"
+#include "roi_axis.h"
 
 namespace segkern {
 
@@ -56,6 +56,15 @@ inline void check_images_cpu(const char* op, const Tensor& dense_boxes, const Ro
     check(static_cast<const double*>(dense_boxes.data_ptr()));
   } else {
     check(static_cast<const float*>(dense_boxes.data_ptr()));
+  }
+}
+
+// Boxes' positions on a map are floats with a fraction.
+inline void check_maps(const char* op, const RoiParams& p) {
+  for (int64_t k = 0; k < p.levels; ++k) {
+    SEGKERN_CHECK(p.level[k].height <= kRoiFarthest && p.level[k].width <= kRoiFarthest, op,
+                  ": maps must have at most ", kRoiFarthest, " rows and columns, got (",
+                  p.level[k].height, ", ", p.level[k].width, ")");
   }
 }
 

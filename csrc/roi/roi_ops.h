@@ -37,6 +37,7 @@ Tensor roi_align(std::vector<Tensor> inputs, const Tensor& rois, int64_t output_
     p.level[k].height = inputs[k].size(2);
     p.level[k].width = inputs[k].size(3);
   }
+  check_maps(op, p);
   const Tensor boxes = as_layout(rois, false);
   if (Device::kChecksImages) {
     check_images_cpu(op, boxes, p);
@@ -85,6 +86,7 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad, const Tensor& rois, I
     p.level[k].data = maps[k].data_ptr();
     any = any || maps[k].numel() > 0;
   }
+  check_maps(op, p);
   if (any) {
     device.write(p);
   }
@@ -124,7 +126,8 @@ std::tuple<Tensor, Tensor> roi_upsample(const Tensor& input, const Tensor& rois,
   p.boxes = boxes.data_ptr();
   p.bins = dense.data_ptr();
   p.coverage = mean ? static_cast<int32_t*>(coverage.data_ptr()) : nullptr;
-  if (batch * height * width > 0) {
+  check_maps(op, p);
+  if (out.numel() > 0) {
     device.write(p);
   }
   return {out, coverage};
@@ -151,6 +154,7 @@ Tensor roi_upsample_backward(const Tensor& grad, const Tensor& rois, int64_t bin
   p.level[0] = {dense.data_ptr(), grad.size(2), grad.size(3), scale};
   p.boxes = boxes.data_ptr();
   p.bins = out.data_ptr();
+  check_maps(op, p);
   if (out.numel() > 0) {
     device.read(p);
   }

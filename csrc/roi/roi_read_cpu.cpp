@@ -159,9 +159,10 @@ std::vector<int64_t> pixels_read(const RoiParams& p) {
   std::vector<int64_t> pixels(p.levels, 0);
   for (int64_t roi = 0; roi < p.rois; ++roi) {
     const RoiBox<T> box(p, roi);
-    int64_t top, bottom, left, right;
-    box.rows(p).window(0, p.bins_h - 1, &top, &bottom);
-    box.columns(p).window(0, p.bins_w - 1, &left, &right);
+    int32_t top, bottom, left, right;
+    const RoiAxis<T> rows = box.rows(p), columns = box.columns(p);
+    rows.window(0, rows.bins - 1, &top, &bottom);
+    columns.window(0, columns.bins - 1, &left, &right);
     pixels[box.level] += std::max<int64_t>(bottom - top + 1, 0) *
                          std::max<int64_t>(right - left + 1, 0);
   }

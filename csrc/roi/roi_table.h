@@ -12,13 +12,13 @@ template <typename T>
 class RoiTable {
  public:
   std::vector<int64_t> begin;   // of bin p in pixels and weights; bins + 1 of them
-  std::vector<int64_t> pixels;  // ascending within a bin
+  std::vector<int32_t> pixels;  // ascending within a bin
   std::vector<T> weights;
-  int64_t low = 0, high = -1;  // pixels with a weight lie within
+  int32_t low = 0, high = -1;  // pixels with a weight lie within
 
   explicit RoiTable(const RoiAxis<T>& axis) {
     begin.assign(axis.bins + 1, 0);
-    int64_t first, last;
+    int32_t first, last;
     axis.window(0, axis.bins - 1, &first, &last);
     if (first > last) {
       return;
@@ -27,17 +27,17 @@ class RoiTable {
     std::vector<T> totals(axis.weights == RoiWeights::kNorm ? row.size() : 0, T(0));
     low = last;
     high = first;
-    for (int64_t p = 0; p < axis.bins; ++p) {
-      int64_t from, to;
+    for (int32_t p = 0; p < axis.bins; ++p) {
+      int32_t from, to;
       axis.window(p, p, &from, &to);
       if (axis.weights == RoiWeights::kTent) {
-        for (int64_t i = from; i <= to; ++i) {
+        for (int32_t i = from; i <= to; ++i) {
           row[i - first] = axis.raw_weight(p, i);
         }
       } else {
         add_samples(axis, p, first, last, row);
       }
-      for (int64_t i = from; i <= to; ++i) {
+      for (int32_t i = from; i <= to; ++i) {
         T& weight = row[i - first];
         if (weight != T(0)) {
           pixels.push_back(i);
@@ -64,17 +64,17 @@ class RoiTable {
   }
 
  private:
-  static void add_samples(const RoiAxis<T>& axis, int64_t p, int64_t first, int64_t last,
+  static void add_samples(const RoiAxis<T>& axis, int32_t p, int32_t first, int32_t last,
                           std::vector<T>& row) {
-    int64_t sample, end;
-    axis.samples_within(p, -1, static_cast<double>(axis.size), &sample, &end);
+    int32_t sample, end;
+    axis.samples_within(p, T(-1), static_cast<T>(axis.size), &sample, &end);
     const bool mean =
         axis.weights == RoiWeights::kAverage || axis.weights == RoiWeights::kPinvMean;
     const T count = mean ? static_cast<T>(axis.grid) : T(1);
     for (; sample < end; ++sample) {
       const RoiTaps<T> taps = axis.taps(p, sample);
-      for (int64_t k = 0; k < 2; ++k) {
-        const int64_t i = taps.first + k;
+      for (int32_t k = 0; k < 2; ++k) {
+        const int32_t i = taps.first + k;
         if (taps.weight[k] != T(0) && i >= first && i <= last) {
           row[i - first] += taps.weight[k];
         }

@@ -119,11 +119,11 @@ void count_coverage(const RoiParams& p, const std::vector<const BoxWeights<T>*>&
   std::fill_n(p.coverage, p.images * map.height * map.width, 0);
   for (const BoxWeights<T>* box : boxes) {
     std::vector<bool> columns(map.width);
-    for (const int64_t x : box->across.pixels) {
+    for (const int32_t x : box->across.pixels) {
       columns[x] = true;
     }
     std::vector<bool> rows(map.height);
-    for (const int64_t y : box->down.pixels) {
+    for (const int32_t y : box->down.pixels) {
       rows[y] = true;
     }
     for (int64_t y = box->down.low; y <= box->down.high; ++y) {

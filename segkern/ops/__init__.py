@@ -13,6 +13,7 @@ from segkern.ops.max_pool import convert_pool_indices, max_pool2d_with_indices
 from segkern.ops.max_unpool import max_unpool2d
 from segkern.ops.permutohedral import Lattice, permutohedral_build, permutohedral_filter
 from segkern.ops.roi_align import roi_align
+from segkern.ops.roi_upsample import roi_upsample
 from segkern.ops.separable_gaussian import separable_gaussian
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "permutohedral_build",
     "permutohedral_filter",
     "roi_align",
+    "roi_upsample",
     "separable_gaussian",
 ]
