@@ -1,11 +1,14 @@
 // A task is a box. For a block of channels it walks over the bins' rows: a row of pixels becomes a
 // row of bins once (across), and the rows of bins become the result (down).
 #include <algorithm>
+#include <cmath>
 #include <memory>
+#include <tuple>
 
 #include <torch/csrc/stable/ops.h>
 
 #include "../common/dispatch.h"
+#include "../common/stream_store.h"
 #include "roi.h"
 #include "roi_planes.h"
 #include "roi_table.h"
@@ -35,6 +38,7 @@ class BoxReader {
   void run(int64_t roi) {
     const RoiBox<T> box(p_, roi);
     const RoiTable<T> down(box.rows(p_)), across(box.columns(p_));
+    down_high_ = down.high;
     const bool empty = box.image < 0 || down.pixels.empty() || across.pixels.empty();
     for (int64_t first = 0; first < p_.channels; first += kRoiChannels) {
       const int64_t channels = std::min(kRoiChannels, p_.channels - first);
@@ -103,6 +107,12 @@ class BoxReader {
     slot_row_[slot] = y;
     int64_t stride;
     const T* pixels = row_of(box, across, y, first, channels, &stride);
+    if (stride == p_.channels && y < down_high_) {  // the next row of the map itself
+      const T* below = pixels + p_.level[box.level].width * stride;
+      for (int64_t x = across.low; x <= across.high; ++x) {
+        prefetch(below + (x - across.low) * stride, channels * static_cast<int64_t>(sizeof(T)));
+      }
+    }
     T* out = across_.data() + slot * p_.bins_w * kRoiChannels;
     for (int64_t q = 0; q < p_.bins_w; ++q) {
       const int64_t begin = across.begin[q], count = across.begin[q + 1] - begin;
@@ -151,6 +161,7 @@ class BoxReader {
   std::vector<const T*> taps_;
   int64_t slot_row_[kSlots];
   int next_ = 0;
+  int64_t down_high_ = -1;  // last row of the map that the box reads
 };
 
 // Pixels that boxes read of each level, once for each box.
@@ -167,6 +178,38 @@ std::vector<int64_t> pixels_read(const RoiParams& p) {
                          std::max<int64_t>(right - left + 1, 0);
   }
   return pixels;
+}
+
+// The boxes in an order in which neighbours read the same part of a map.
+template <typename T>
+std::vector<int64_t> neighbours_first(const RoiParams& p) {
+  constexpr double kStrip = 16;  // rows
+  struct Place {
+    int64_t map, strip;
+    double x;
+    int64_t roi;
+    bool operator<(const Place& other) const {
+      return std::tie(map, strip, x, roi) < std::tie(other.map, other.strip, other.x, other.roi);
+    }
+  };
+  std::vector<Place> places;
+  places.reserve(p.rois);
+  const auto finite = [](double v) {
+    return std::fabs(v) <= kRoiFarthest ? v : 0.0;
+  };
+  for (int64_t roi = 0; roi < p.rois; ++roi) {
+    const RoiBox<T> box(p, roi);
+    const double scale = p.level[box.level].scale;
+    const auto strip = static_cast<int64_t>(finite(box.y1 * scale) / kStrip);
+    places.push_back({box.level * p.images + box.image, strip, finite(box.x1 * scale), roi});
+  }
+  std::sort(places.begin(), places.end());
+  std::vector<int64_t> order;
+  order.reserve(p.rois);
+  for (const Place& place : places) {
+    order.push_back(place.roi);
+  }
+  return order;
 }
 
 template <typename S, typename T>
@@ -205,10 +248,11 @@ void read_all(const RoiParams& p) {
       maps[k].copy = copies.back().get();
     }
   }
+  const std::vector<int64_t> order = neighbours_first<T>(p);
   torch::stable::parallel_for(0, p.rois, 1, [&](int64_t begin, int64_t end) {
     BoxReader<S> reader(p, maps);
-    for (int64_t roi = begin; roi < end; ++roi) {
-      reader.run(roi);
+    for (int64_t k = begin; k < end; ++k) {
+      reader.run(order[k]);
     }
   });
 }

@@ -56,16 +56,22 @@ void accumulate(const T* __restrict row, T weight, int64_t n, T* __restrict out)
   }
 }
 
-// Tiles of L x L through registers, L lanes of 32 bytes: every line of memory is touched once.
+#if defined(__AVX512F__)
+constexpr int kTileBytes = 64;
+#else
+constexpr int kTileBytes = 32;
+#endif
+
+// Tiles of L x L through registers, L the lanes of a vector: every line of memory is touched once.
 template <typename T>
 void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
                int64_t to_stride) {
   int64_t whole_rows = 0, whole_columns = 0;
 #if defined(__GNUC__) && !defined(__clang__)
-  constexpr int L = 32 / static_cast<int>(sizeof(T));
-  typedef T V __attribute__((vector_size(32)));
+  constexpr int L = kTileBytes / static_cast<int>(sizeof(T));
+  typedef T V __attribute__((vector_size(kTileBytes)));
   typedef std::conditional_t<sizeof(T) == 8, int64_t, int32_t> I;
-  typedef I M __attribute__((vector_size(32)));
+  typedef I M __attribute__((vector_size(kTileBytes)));
   whole_rows = rows / L * L;
   whole_columns = columns / L * L;
   for (int64_t i = 0; i < whole_rows; i += L) {
@@ -74,7 +80,7 @@ void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns
       for (int k = 0; k < L; ++k) {
         std::memcpy(&v[k], from + (i + k) * from_stride + j, sizeof(V));
       }
-      // Blocks of s x s off the diagonal change places, for s = 1, 2, 4.
+      // Blocks of s x s off the diagonal change places, for s = 1, 2, 4, ...
       for (int s = 1; s < L; s *= 2) {
         M low, high;
         for (int lane = 0; lane < L; ++lane) {
