@@ -11,6 +11,7 @@ from segkern.ops.gaussian_crf import SolveReport, gaussian_crf
 from segkern.ops.local_filter import local_quadratic_filter
 from segkern.ops.max_pool import convert_pool_indices, max_pool2d_with_indices
 from segkern.ops.max_unpool import max_unpool2d
+from segkern.ops.paste_masks import paste_masks
 from segkern.ops.permutohedral import Lattice, permutohedral_build, permutohedral_filter
 from segkern.ops.roi_align import roi_align
 from segkern.ops.roi_upsample import roi_upsample
@@ -33,6 +34,7 @@ __all__ = [
     "max_pool2d_with_indices",
     "max_unpool2d",
     "mixture_mean_field",
+    "paste_masks",
     "permutohedral_build",
     "permutohedral_filter",
     "roi_align",
