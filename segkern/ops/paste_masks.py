@@ -60,14 +60,12 @@ def paste_masks(
     if len(size) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in size):
         raise ValueError(f"{op}: image_size must be two sizes (H, W), got {image_size!r}")
     if isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 1:
-        raise ValueError(f"{op}: memory_limit must be a positive number of bytes, got "
-                         f"{memory_limit!r}")
+        raise ValueError(
+            f"{op}: memory_limit must be a positive number of bytes, got {memory_limit!r}"
+        )
     count = masks.shape[0]
-    # Compared in at least float32.
-    values = masks if threshold is None else masks.detach().to(
-        torch.promote_types(masks.dtype, torch.float32)
-    )
     wide = torch.float64 if masks.dtype == torch.float64 else torch.float32
+    values = masks if threshold is None else masks.detach().to(wide)
     rows = boxes.detach().to(wide)
     together = max(1, memory_limit // max(1, size[0] * size[1] * values.element_size()))
     parts = []
