@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2) roi_read_kernel(RoiParams p)
   const int64_t roi = by_row.outer;
   const int64_t first_p = by_row.inner * kReadBins, first_q = by_column.inner * kReadBins;
   const int64_t first_c = by_block.inner * kReadChannels;
-  const int rows = static_cast<int>(p.bins_h - first_p < kReadBins ? p.bins_h - first_p : kReadBins);
+  const int rows =
+      static_cast<int>(p.bins_h - first_p < kReadBins ? p.bins_h - first_p : kReadBins);
   const int columns =
       static_cast<int>(p.bins_w - first_q < kReadBins ? p.bins_w - first_q : kReadBins);
   const int channels =

@@ -1,6 +1,6 @@
-// One axis of a box on a map: where its samples lie, what weight a bin has at a pixel. Positions are
-// computed in T in the order and roundings of torchvision's CPU operator, never fused, so that every
-// device agrees with it on which samples lie outside the map.
+// One axis of a box on a map: where its samples lie, what weight a bin has at a pixel. Positions
+// are computed in T in the order and roundings of torchvision's CPU operator, never fused, so that
+// every device agrees with it on which samples lie outside the map.
 #pragma once
 
 #include <cmath>

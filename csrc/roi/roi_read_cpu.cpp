@@ -107,7 +107,7 @@ class BoxReader {
     slot_row_[slot] = y;
     int64_t stride;
     const T* pixels = row_of(box, across, y, first, channels, &stride);
-    if (stride == p_.channels && y < down_high_) {  // the next row of the map itself
+    if (pixels != staged_.data() && y < down_high_) {  // the next row of the map itself
       const T* below = pixels + p_.level[box.level].width * stride;
       for (int64_t x = across.low; x <= across.high; ++x) {
         prefetch(below + (x - across.low) * stride, channels * static_cast<int64_t>(sizeof(T)));

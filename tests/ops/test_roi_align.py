@@ -188,6 +188,20 @@ def test_pyramid(channels_last, aligned, device):
         torch.testing.assert_close(mine.grad.cpu().double(), theirs.grad, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_few_boxes_on_a_large_map(dtype, device):
+    """Planes are then read where boxes lie, not turned as a whole; the values are the same."""
+    x = torch.randn(2, 67, 60, 50).to(device, dtype)
+    rois = torch.tensor([[1, 3.2, 40, 9.1, 48.5], [0, 44, 55, 60, 70]], device=device)
+    out = ops.roi_align(x, rois, (3, 5), sampling_ratio=2)
+    turned = x.contiguous(memory_format=torch.channels_last)
+    other = ops.roi_align(turned, rois, (3, 5), sampling_ratio=2)
+    torch.testing.assert_close(out, other, rtol=1e-6, atol=torch.finfo(dtype).eps)
+    assert compare(x, rois.to(rois.dtype if dtype != torch.float64 else dtype), (3, 5))[0] < (
+        torch.finfo(dtype).eps + 2e-5
+    )
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout, device):
     x, rois = pair_of((2, 6, 9, 10), 1.0, torch.float32, device)

@@ -42,8 +42,8 @@ def some_boxes(count, images, height, width, dtype):
     return torch.cat([rows, torch.tensor(hard, dtype=torch.float64)]).to(dtype)
 
 
-# maps, bins, mode, samples, aligned: bins beyond a block's (16; writing, 32), channels beyond its 64
-# and 32, windows beyond 32 pixels, one pixel.
+# maps, bins, mode, samples, aligned: bins beyond a block's (16; writing, 32), channels beyond its
+# 64 and 32, windows beyond 32 pixels, one pixel.
 CASES = [
     ((2, 5, 9, 11), (3, 2), "align", 2, True),
     ((1, 70, 4, 5), (2, 2), "align", 0, False),
