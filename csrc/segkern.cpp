@@ -52,6 +52,23 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "Tensor? residual, Tensor? scale, Tensor? shift, Tensor? slope, bool hierarchical, "
       "int activation) -> Tensor");
 
+  // Boxes on feature maps, see segkern/ops/roi_align.py and segkern/ops/roi_upsample.py. level_sizes:
+  // limits between levels; sizes: N, C, then H and W of each level; mode: RoiWeights in
+  // csrc/roi/roi.h.
+  m.def(
+      "roi_align(Tensor[] inputs, Tensor rois, SymInt output_h, SymInt output_w, "
+      "float[] spatial_scales, float[] level_sizes, int sampling_ratio, bool aligned) -> Tensor");
+  m.def(
+      "_roi_align_backward(Tensor grad, Tensor rois, SymInt[] sizes, float[] spatial_scales, "
+      "float[] level_sizes, int sampling_ratio, bool aligned, bool channels_last) -> Tensor[]");
+  m.def(
+      "roi_upsample(Tensor input, Tensor rois, SymInt batch, SymInt height, SymInt width, "
+      "float spatial_scale, int mode, bool mean, int sampling_ratio, bool aligned) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "_roi_upsample_backward(Tensor grad, Tensor rois, SymInt bins_h, SymInt bins_w, "
+      "float spatial_scale, int mode, int sampling_ratio, bool aligned) -> Tensor");
+
   // Permutohedral lattices: six tensors, see segkern/ops/permutohedral.py.
   m.def(
       "permutohedral_build(Tensor features) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

@@ -9,18 +9,15 @@ from segkern.ops.dense_crf import dense_crf
 from segkern.ops.esp import esp_block
 from segkern.ops.gaussian_crf import SolveReport, gaussian_crf
 from segkern.ops.local_filter import local_quadratic_filter
-from segkern.ops.masks import (
-    PackedMasks,
-    mask_iou,
-    pack_masks,
-    packed_from_bits,
-    unpack_masks,
-)
+from segkern.ops.masks import PackedMasks, mask_iou, pack_masks, packed_from_bits, unpack_masks
 from segkern.ops.matrix_nms import matrix_nms
 from segkern.ops.max_pool import convert_pool_indices, max_pool2d_with_indices
 from segkern.ops.max_unpool import max_unpool2d
 from segkern.ops.nms import batched_nms, nms
+from segkern.ops.paste_masks import paste_masks
 from segkern.ops.permutohedral import Lattice, permutohedral_build, permutohedral_filter
+from segkern.ops.roi_align import roi_align
+from segkern.ops.roi_upsample import roi_upsample
 from segkern.ops.separable_gaussian import separable_gaussian
 
 __all__ = [
@@ -47,8 +44,11 @@ __all__ = [
     "nms",
     "pack_masks",
     "packed_from_bits",
+    "paste_masks",
     "permutohedral_build",
     "permutohedral_filter",
+    "roi_align",
+    "roi_upsample",
     "separable_gaussian",
     "unpack_masks",
 ]

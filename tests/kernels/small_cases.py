@@ -179,6 +179,37 @@ def run_masks() -> int:
     return runs
 
 
+def run_boxes() -> int:
+    """RoIAlign on one map and a pyramid, RoIUpsample in all modes, pasting; with gradients."""
+    runs = 0
+    rows = [[0, 1, 1, 9, 7], [1, -3, 2, 40, 9], [1, math.nan, 0, 1, 1], [5, 0, 0, 4, 4]]
+    rois = torch.tensor(rows, device="cuda")
+    for dtype in DTYPES:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            maps = [
+                torch.randn(2, 70, 18 >> k, 26 >> k, device="cuda")
+                .to(dtype, memory_format=layout)
+                .requires_grad_()
+                for k in range(2)
+            ]
+            for ratio in (0, 2):
+                out = ops.roi_align(maps[0], rois, (17, 3), sampling_ratio=ratio)
+                out.backward(torch.ones_like(out))
+                out = ops.roi_align(
+                    maps, rois, 2, spatial_scale=(1.0, 0.5), canonical_size=8, canonical_level=1
+                )
+                out.backward(torch.ones_like(out))
+                for mode in ("gather", "norm", "pinv"):
+                    back = ops.roi_upsample(
+                        out.detach().requires_grad_(), rois, (2, 9, 35), mode=mode
+                    )
+                    back.backward(torch.ones_like(back))
+                runs += 1
+    ops.paste_masks(torch.rand(4, 28, 28, device="cuda"), rois[:, 1:], (30, 50), memory_limit=1)
+    torch.cuda.synchronize()
+    return runs
+
+
 def main() -> int:
     if not torch.cuda.is_available():
         print("nothing run:", "; ".join(env()["reasons"]))
@@ -190,6 +221,7 @@ def main() -> int:
     print(f"{run_permutohedral()} lattices ran")
     print(f"{run_dense_crf()} dense CRFs ran")
     print(f"{run_masks()} sets of masks ran")
+    print(f"{run_boxes()} cases of boxes ran")
     return 0
 
 
