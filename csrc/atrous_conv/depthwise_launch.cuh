@@ -1,0 +1,67 @@
+// Which depthwise kernel runs; `launch` as in max_pool_launch.cuh.
+#pragma once
+
+#include "../common/kernel_dispatch.cuh"
+#include "depthwise.cuh"
+#include "depthwise_weight_grad.cuh"
+#include "sum_parts.cuh"
+
+namespace segkern {
+
+// Channels that a thread takes at once in channels-last: 8 or 16 bytes.
+inline int64_t depthwise_lanes(Element element) { return element == Element::kFloat64 ? 2 : 4; }
+
+inline bool aligned_to(const void* pointer, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
+}
+
+inline bool depthwise_in_vectors(const DepthwiseParams& p) {
+  const int64_t lanes = depthwise_lanes(p.element), bytes = lanes * element_size(p.element);
+  return p.channels_last && p.channels % lanes == 0 && aligned_to(p.in, bytes) &&
+         aligned_to(p.out, bytes) && aligned_to(p.residual, bytes);
+}
+
+// Whether the kernel for chains of rows takes it.
+inline bool depthwise_walks(const ConvWindow& w) {
+  return w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 &&
+         w.up_h == 1 && w.up_w == 1;
+}
+
+template <typename Launch>
+void depthwise_conv(const DepthwiseParams& p, const Launch& launch) {
+  const bool vectors = depthwise_in_vectors(p), walks = depthwise_walks(p.window);
+  const int64_t rests = walks ? WalkGrid(p.window).chains : p.window.out_h;
+  const int64_t columns = p.batch * p.channels * p.window.out_w * rests;
+  const int64_t threads = vectors ? columns / depthwise_lanes(p.element) : columns;
+  by_type(p.element, [&](auto type) {
+    using T = typename decltype(type)::type;
+    constexpr int kLanes = sizeof(T) == 8 ? 2 : 4;
+    launch(walks ? (vectors ? depthwise_walk_kernel<T, kLanes> : depthwise_walk_kernel<T, 1>)
+                 : (vectors ? depthwise_direct_kernel<T, kLanes> : depthwise_direct_kernel<T, 1>),
+           threads, p, threads);
+  });
+}
+
+// Elements of the workspace that depthwise_weight_grad writes, of the accumulating type.
+inline int64_t depthwise_partial_count(const DepthwiseWeightGradParams& p) {
+  return GradGrid(p).parts(p) * p.channels * p.window.taps();
+}
+
+template <typename Launch>
+void depthwise_weight_grad(const DepthwiseWeightGradParams& p, void* partial,
+                           const Launch& launch) {
+  const GradGrid grid(p);
+  const int64_t count = p.channels * p.window.taps();
+  by_type(p.element, [&](auto type) {
+    using T = typename decltype(type)::type;
+    using acc_t = decltype(widen(T{}));
+    acc_t* const sums = static_cast<acc_t*>(partial);
+    launch(p.channels_last ? depthwise_weight_grad_kernel<T, true>
+                           : depthwise_weight_grad_kernel<T, false>,
+           grid.blocks(p) * kBlockThreads, p, sums);
+    launch(sum_parts_kernel<acc_t>, count, static_cast<const acc_t*>(sums), grid.parts(p), count,
+           static_cast<acc_t*>(p.weight_grad));
+  });
+}
+
+}  // namespace segkern
