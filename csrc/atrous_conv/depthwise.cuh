@@ -2,7 +2,6 @@
 // taps in raster order, without those that lie in the padding.
 #pragma once
 
-#include "../common/host_device.h"
 #include "epilogue.cuh"
 
 namespace segkern {
@@ -15,24 +14,32 @@ constexpr int64_t kWalkRows = 16;
 // a chain is kWalkRows rows of a class. Rows of a chain share all but one of their input rows.
 struct WalkGrid {
   int64_t classes, chains;
-  SEGKERN_HOST_DEVICE explicit WalkGrid(const ConvWindow& w)
+  explicit WalkGrid(const ConvWindow& w)
       : classes(w.dilation_h < w.out_h ? w.dilation_h : w.out_h),
         chains(classes * (((w.out_h + classes - 1) / classes + kWalkRows - 1) / kWalkRows)) {}
 };
 
+// The threads of one launch: `threads` of them from image (channels-last) or plane `first` on.
+// `rests` and `classes` are out_h and 1 for the direct kernel. Everything that is divided has 32
+// bits.
+struct DepthwiseSlice {
+  int64_t first;
+  int32_t threads, rests, classes;
+};
+
 // Position `i` of the columns in phase order: those of one residue modulo the dilation follow each
 // other, so that the columns which the taps of neighbouring threads read are the same.
-__device__ __forceinline__ int64_t phase_ordered(int64_t i, int64_t columns, int64_t dilation) {
+__device__ __forceinline__ int32_t phase_ordered(int32_t i, int32_t columns, int32_t dilation) {
   if (dilation >= columns) {
     return i;
   }
-  const Split<int64_t> per_phase(columns, dilation);
-  const int64_t longer = per_phase.inner * (per_phase.outer + 1);
+  const Split<int32_t> per_phase(columns, dilation);
+  const int32_t longer = per_phase.inner * (per_phase.outer + 1);
   if (i < longer) {
-    const Split<int64_t> at(i, per_phase.outer + 1);
+    const Split<int32_t> at(i, per_phase.outer + 1);
     return at.outer + at.inner * dilation;
   }
-  const Split<int64_t> at(i - longer, per_phase.outer);
+  const Split<int32_t> at(i - longer, per_phase.outer);
   return per_phase.inner + at.outer + at.inner * dilation;
 }
 
@@ -40,25 +47,49 @@ __device__ __forceinline__ int64_t phase_ordered(int64_t i, int64_t columns, int
 // of one plane. `rest` counts rows or chains.
 template <typename T, int kLanes>
 struct Place {
-  int64_t channel, column, rest;
+  int64_t channel;
+  int32_t column, rest;
   int64_t step;  // elements from one column to the next
   const T* in;   // the channel's first pixel
   int64_t out;   // the same of the output, as an element's number
 
-  __device__ __forceinline__ Place(const DepthwiseParams& p, int64_t thread, int64_t rests) {
+  __device__ __forceinline__ Place(const DepthwiseParams& p, const DepthwiseSlice& slice,
+                                   int32_t thread) {
     const ConvWindow& w = p.window;
-    const Split<int64_t> vector(thread, p.channels_last ? p.channels / kLanes : 1);
-    const Split<int64_t> across(vector.outer, w.out_w);
-    const Split<int64_t> down(across.outer, rests);
-    column = p.channels_last ? phase_ordered(across.inner, w.out_w, w.dilation_w) : across.inner;
+    const int32_t columns = static_cast<int32_t>(w.out_w);
+    const Split<int32_t> vector(thread, p.channels_last ? p.channels / kLanes : 1);
+    const Split<int32_t> across(vector.outer, columns);
+    const Split<int32_t> down(across.outer, slice.rests);
+    const int64_t outer = slice.first + down.outer;
     rest = down.inner;
-    step = p.channels_last ? p.channels : 1;
-    channel = p.channels_last ? vector.inner * kLanes : down.outer % p.channels;
-    const int64_t first = p.channels_last ? channel : 0;
-    in = static_cast<const T*>(p.in) + down.outer * w.in_h * w.in_w * step + first;
-    out = down.outer * w.out_h * w.out_w * step + first;
+    if (p.channels_last) {
+      column = phase_ordered(across.inner, columns, static_cast<int32_t>(w.dilation_w));
+      channel = static_cast<int64_t>(vector.inner) * kLanes;
+      step = p.channels;
+    } else {
+      column = across.inner;
+      channel = static_cast<int32_t>(outer) % static_cast<int32_t>(p.channels);
+      step = 1;
+    }
+    const int64_t lead = p.channels_last ? channel : 0;
+    in = static_cast<const T*>(p.in) + outer * w.in_h * w.in_w * step + lead;
+    out = outer * w.out_h * w.out_w * step + lead;
   }
 };
+
+// Whether position `i` of a line with `up` - 1 zeros between its elements is one of these; then
+// `i` becomes the element's number. The host has made sure that the line has less than 2^32.
+__device__ __forceinline__ bool source(int64_t& i, int64_t length, int64_t up) {
+  if (i < 0 || i > (length - 1) * up) {
+    return false;
+  }
+  if (up == 1) {
+    return true;
+  }
+  const Split<uint32_t> at(static_cast<uint32_t>(i), up);
+  i = at.outer;
+  return at.inner == 0;
+}
 
 // The weight is (taps, C) in channels-last and (C, taps) otherwise.
 template <typename acc_t>
@@ -76,17 +107,17 @@ __device__ __forceinline__ acc_t weight_of(const DepthwiseParams& p, int64_t cha
 // the rate; writes each output once. Bound by memory.
 template <typename T, int kLanes>
 __global__ void __launch_bounds__(kBlockThreads)
-    depthwise_walk_kernel(DepthwiseParams p, int64_t threads) {
+    depthwise_walk_kernel(DepthwiseParams p, DepthwiseSlice slice) {
   using acc_t = decltype(widen(T{}));
   const ConvWindow& w = p.window;
-  const int64_t thread = thread_index<int64_t>();
-  if (thread >= threads) {
+  const int32_t thread = thread_index<int32_t>();
+  if (thread >= slice.threads) {
     return;
   }
-  const WalkGrid grid(w);
-  const Place<T, kLanes> place(p, thread, grid.chains);
-  const Split<int64_t> band(place.rest, grid.classes);
-  const int64_t first = band.inner + band.outer * kWalkRows * grid.classes;
+  const Place<T, kLanes> place(p, slice, thread);
+  const Split<int32_t> band(place.rest, slice.classes);
+  const int64_t classes = slice.classes;
+  const int64_t first = band.inner + band.outer * kWalkRows * classes;
   acc_t weights[9][kLanes];
 #pragma unroll
   for (int k = 0; k < 9; ++k) {
@@ -104,7 +135,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   acc_t next[kLanes] = {}, now[kLanes] = {};  // of the row after the one that is finished, and it
 #pragma unroll 1
   for (int64_t i = 0; i < kWalkRows + 2; ++i) {
-    const int64_t finished = first + (i - 2) * grid.classes;
+    const int64_t finished = first + (i - 2) * classes;
     if (finished >= w.out_h) {
       return;
     }
@@ -141,28 +172,29 @@ __global__ void __launch_bounds__(kBlockThreads)
 // Any kernel, stride and zeros between. A thread owns one output of kLanes channels and reads
 // each of its taps that lies inside.
 template <typename T, int kLanes>
-__global__ void __launch_bounds__(kBlockThreads)
-    depthwise_direct_kernel(DepthwiseParams p, int64_t threads) {
+__global__ void __launch_bounds__(kBlockThreads, 3)
+    depthwise_direct_kernel(DepthwiseParams p, DepthwiseSlice slice) {
   using acc_t = decltype(widen(T{}));
   const ConvWindow& w = p.window;
-  const int64_t thread = thread_index<int64_t>();
-  if (thread >= threads) {
+  const int32_t thread = thread_index<int32_t>();
+  if (thread >= slice.threads) {
     return;
   }
-  const Place<T, kLanes> place(p, thread, w.out_h);
+  const Place<T, kLanes> place(p, slice, thread);
   acc_t sums[kLanes] = {};
+  const int64_t top = place.rest * w.stride_h - w.pad_h;
+  const int64_t left = place.column * w.stride_w - w.pad_w;
   for (int64_t kh = 0; kh < w.kernel_h; ++kh) {
-    const int64_t h = place.rest * w.stride_h - w.pad_h + kh * w.dilation_h;
-    if (h < 0 || h % w.up_h != 0 || h / w.up_h >= w.in_h) {
+    int64_t h = top + kh * w.dilation_h;
+    if (!source(h, w.in_h, w.up_h)) {
       continue;
     }
-    const T* row = place.in + h / w.up_h * w.in_w * place.step;
     for (int64_t kw = 0; kw < w.kernel_w; ++kw) {
-      const int64_t x = place.column * w.stride_w - w.pad_w + kw * w.dilation_w;
-      if (x < 0 || x % w.up_w != 0 || x / w.up_w >= w.in_w) {
+      int64_t x = left + kw * w.dilation_w;
+      if (!source(x, w.in_w, w.up_w)) {
         continue;
       }
-      const auto tap = load_vec<T, kLanes>(row + x / w.up_w * place.step);
+      const auto tap = load_vec<T, kLanes>(place.in + (h * w.in_w + x) * place.step);
 #pragma unroll
       for (int lane = 0; lane < kLanes; ++lane) {
         sums[lane] += weight_of<acc_t>(p, place.channel + lane, kh * w.kernel_w + kw) *

@@ -1,6 +1,8 @@
 // Which depthwise kernel runs; `launch` as in max_pool_launch.cuh.
 #pragma once
 
+#include <stdexcept>
+
 #include "../common/kernel_dispatch.cuh"
 #include "depthwise.cuh"
 #include "depthwise_weight_grad.cuh"
@@ -27,18 +29,42 @@ inline bool depthwise_walks(const ConvWindow& w) {
          w.up_h == 1 && w.up_w == 1;
 }
 
+// Throws where a count that the kernels keep in 32 bits has more.
+inline void check_depthwise_counts(const ConvWindow& w, int64_t planes) {
+  const auto line = [](int64_t length, int64_t up) { return up == 1 ? 0 : (length - 1) * up; };
+  if (planes > INT32_MAX || w.taps() > INT32_MAX || line(w.in_h, w.up_h) > UINT32_MAX ||
+      line(w.in_w, w.up_w) > UINT32_MAX) {
+    throw std::runtime_error("depthwise_conv2d: input must have less than 2**31 planes and taps");
+  }
+}
+
 template <typename Launch>
 void depthwise_conv(const DepthwiseParams& p, const Launch& launch) {
+  check_depthwise_counts(p.window, p.batch * p.channels);
   const bool vectors = depthwise_in_vectors(p), walks = depthwise_walks(p.window);
-  const int64_t rests = walks ? WalkGrid(p.window).chains : p.window.out_h;
-  const int64_t columns = p.batch * p.channels * p.window.out_w * rests;
-  const int64_t threads = vectors ? columns / depthwise_lanes(p.element) : columns;
+  const WalkGrid walk(p.window);
+  const int64_t rests = walks ? walk.chains : p.window.out_h;
+  const int64_t lanes = vectors ? depthwise_lanes(p.element) : 1;
+  // Images or planes, as many in a launch as 32 bits count the threads of.
+  const int64_t outers = p.channels_last ? p.batch : p.batch * p.channels;
+  const int64_t each = (p.channels_last ? p.channels / lanes : 1) * p.window.out_w * rests;
+  const int64_t at_once = (launch.int32_limit - kBlockThreads) / each;
+  if (at_once == 0) {
+    throw std::runtime_error("depthwise_conv2d: an image must have less than 2**31 outputs");
+  }
   by_type(p.element, [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr int kLanes = sizeof(T) == 8 ? 2 : 4;
-    launch(walks ? (vectors ? depthwise_walk_kernel<T, kLanes> : depthwise_walk_kernel<T, 1>)
-                 : (vectors ? depthwise_direct_kernel<T, kLanes> : depthwise_direct_kernel<T, 1>),
-           threads, p, threads);
+    const auto kernel =
+        walks ? (vectors ? depthwise_walk_kernel<T, kLanes> : depthwise_walk_kernel<T, 1>)
+              : (vectors ? depthwise_direct_kernel<T, kLanes> : depthwise_direct_kernel<T, 1>);
+    for (int64_t first = 0; first < outers; first += at_once) {
+      const int64_t count = outers - first < at_once ? outers - first : at_once;
+      const DepthwiseSlice slice{first, static_cast<int32_t>(count * each),
+                                 static_cast<int32_t>(rests),
+                                 static_cast<int32_t>(walks ? walk.classes : 1)};
+      launch(kernel, count * each, p, slice);
+    }
   });
 }
 
@@ -50,6 +76,7 @@ inline int64_t depthwise_partial_count(const DepthwiseWeightGradParams& p) {
 template <typename Launch>
 void depthwise_weight_grad(const DepthwiseWeightGradParams& p, void* partial,
                            const Launch& launch) {
+  check_depthwise_counts(p.window, p.batch * p.channels);
   const GradGrid grid(p);
   const int64_t count = p.channels * p.window.taps();
   by_type(p.element, [&](auto type) {
@@ -58,7 +85,7 @@ void depthwise_weight_grad(const DepthwiseWeightGradParams& p, void* partial,
     acc_t* const sums = static_cast<acc_t*>(partial);
     launch(p.channels_last ? depthwise_weight_grad_kernel<T, true>
                            : depthwise_weight_grad_kernel<T, false>,
-           grid.blocks(p) * kBlockThreads, p, sums);
+           grid.blocks(p) * kBlockThreads, p, grid, sums);
     launch(sum_parts_kernel<acc_t>, count, static_cast<const acc_t*>(sums), grid.parts(p), count,
            static_cast<acc_t*>(p.weight_grad));
   });

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "../common/device.cuh"
-#include "../common/host_device.h"
 #include "conv_window.h"
 
 namespace segkern {
@@ -17,7 +16,7 @@ constexpr int64_t kGradPixels = 64;  // outputs of a thread, about
 // How the work is cut: a part is a band of output rows of one image.
 struct GradGrid {
   int64_t rows, bands, groups, chunks;
-  SEGKERN_HOST_DEVICE explicit GradGrid(const DepthwiseWeightGradParams& p) {
+  explicit GradGrid(const DepthwiseWeightGradParams& p) {
     const ConvWindow& w = p.window;
     const int64_t walkers = p.channels_last ? kGradWarps : kBlockThreads;
     rows = walkers * kGradPixels / w.out_w;
@@ -26,12 +25,8 @@ struct GradGrid {
     groups = p.channels_last ? (p.channels + kGradChannels - 1) / kGradChannels : p.channels;
     chunks = (w.taps() + kGradTaps - 1) / kGradTaps;
   }
-  SEGKERN_HOST_DEVICE int64_t parts(const DepthwiseWeightGradParams& p) const {
-    return p.batch * bands;
-  }
-  SEGKERN_HOST_DEVICE int64_t blocks(const DepthwiseWeightGradParams& p) const {
-    return parts(p) * groups * chunks;
-  }
+  int64_t parts(const DepthwiseWeightGradParams& p) const { return p.batch * bands; }
+  int64_t blocks(const DepthwiseWeightGradParams& p) const { return parts(p) * groups * chunks; }
 };
 
 // A block owns a part, kGradTaps taps and one channel (contiguous) or 32 (channels-last, a lane
@@ -39,27 +34,30 @@ struct GradGrid {
 // kGradTaps taps and an input element once a tap, from the L1 cache but for the first time.
 template <typename T, bool kChannelsLast>
 __global__ void __launch_bounds__(kBlockThreads)
-    depthwise_weight_grad_kernel(DepthwiseWeightGradParams p, decltype(widen(T{}))* partial) {
+    depthwise_weight_grad_kernel(DepthwiseWeightGradParams p, GradGrid grid,
+                                 decltype(widen(T{}))* partial) {
   using acc_t = decltype(widen(T{}));
   constexpr int kWidth = kChannelsLast ? kGradChannels : 1;
   __shared__ acc_t totals[kGradWarps][kGradTaps][kWidth];
   const ConvWindow& w = p.window;
-  const GradGrid grid(p);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  const Split<int64_t> chunk(static_cast<int64_t>(blockIdx.x), grid.chunks);
-  const Split<int64_t> group(chunk.outer, grid.groups);
+  // A grid has less than 2^31 blocks, and none of these counts is larger.
+  const Split<int32_t> chunk(static_cast<int32_t>(blockIdx.x), grid.chunks);
+  const Split<int32_t> group(chunk.outer, grid.groups);
   const int64_t part = group.outer;
-  const Split<int64_t> band(part, grid.bands);
-  const int64_t channel = kChannelsLast ? group.inner * kGradChannels + lane : group.inner;
+  const Split<int32_t> band(group.outer, grid.bands);
+  const int64_t group_channel = group.inner * static_cast<int64_t>(kWidth);
+  const int64_t channel = group_channel + (kChannelsLast ? lane : 0);
   const int64_t step = kChannelsLast ? p.channels : 1;
-  const int64_t plane = kChannelsLast ? band.outer : band.outer * p.channels + channel;
+  const int64_t image = band.outer;
+  const int64_t plane = kChannelsLast ? image : image * p.channels + channel;
   const int64_t lead = kChannelsLast ? channel : 0;
   const T* grad = static_cast<const T*>(p.grad) + plane * w.out_h * w.out_w * step + lead;
   const T* in = static_cast<const T*>(p.in) + plane * w.in_h * w.in_w * step + lead;
-  const int64_t first_tap = chunk.inner * kGradTaps;
+  const int64_t first_tap = static_cast<int64_t>(chunk.inner) * kGradTaps;
   const int64_t left = w.taps() - first_tap;
   const int taps = left < kGradTaps ? static_cast<int>(left) : kGradTaps;
-  const Split<int64_t> corner(first_tap, w.kernel_w);
+  const Split<uint32_t> corner(static_cast<uint32_t>(first_tap), w.kernel_w);
   const int64_t bottom =
       (band.inner + 1) * grid.rows < w.out_h ? (band.inner + 1) * grid.rows : w.out_h;
   const int walkers = kChannelsLast ? kGradWarps : kBlockThreads;
@@ -109,7 +107,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   __syncthreads();
   for (int i = thread; i < taps * kWidth; i += kBlockThreads) {
     const int t = i / kWidth, l = i % kWidth;
-    const int64_t c = kChannelsLast ? group.inner * kGradChannels + l : channel;
+    const int64_t c = group_channel + l;
     if (c < p.channels) {
       acc_t total = 0;
       for (int from = 0; from < kGradWarps; ++from) {

@@ -1,5 +1,5 @@
-// Python module simt_atrous: depthwise convolutions and their gradients, through the same choice of
-// kernel and grid as on the device (csrc/atrous_conv/..._launch.cuh).
+// Python module simt_atrous: depthwise convolutions with their gradients and dense ones, through the
+// same choice of kernel and grid as on the device (csrc/atrous_conv/..._launch.cuh).
 //
 // Every function takes the geometry first: (window, batch, channels, dtype, channels_last), where
 // window is the fields of ConvWindow in order; then arrays in memory order, outputs last.
@@ -10,6 +10,7 @@
 #include <string>
 #include <tuple>
 
+#include "atrous_conv/dense_launch.cuh"
 #include "atrous_conv/depthwise_launch.cuh"
 #include "simt/numpy.h"
 
@@ -26,7 +27,7 @@ using Geometry = std::tuple<std::array<int64_t, 14>, int64_t, int64_t, std::stri
 
 // What CudaLauncher in common/launch.cuh is on the device.
 struct SimtLauncher {
-  static constexpr int64_t int32_limit = INT32_MAX;
+  static inline int64_t int32_limit = INT32_MAX;  // set_int32_limit: reach several launches
 
   template <typename... Params, typename... Args>
   void operator()(void (*kernel)(Params...), int64_t threads, Args... args) const {
@@ -35,6 +36,12 @@ struct SimtLauncher {
     }
     const int64_t blocks = (threads + segkern::kBlockThreads - 1) / segkern::kBlockThreads;
     simt::launch(kernel, static_cast<unsigned>(blocks), segkern::kBlockThreads, 0, args...);
+  }
+
+  template <typename... Params, typename... Args>
+  void with_shared(void (*kernel)(Params...), int64_t blocks, int bytes, Args... args) const {
+    simt::allow_dynamic_shared(kernel, bytes);
+    simt::launch(kernel, static_cast<unsigned>(blocks), segkern::kBlockThreads, bytes, args...);
   }
 };
 
@@ -103,11 +110,59 @@ void depthwise_weight_grad(const Geometry& geometry, py::array grad, py::array i
   result.copy_back();
 }
 
+// As depthwise; the weight is (out_channels, taps, channels).
+void dense(const Geometry& geometry, int64_t out_channels, int activation, py::array in,
+           py::array weight, py::array scale, py::array shift, py::array slope,
+           py::array residual, py::array out) {
+  const auto& [window, batch, channels, dtype, channels_last] = geometry;
+  if (!channels_last) {
+    throw std::invalid_argument("dense convolutions are channels-last");
+  }
+  DeviceBuffer input(in), w(weight), a(scale), b(shift), s(slope), r(residual), result(out);
+  segkern::DenseParams p{};
+  p.window = window_of(window);
+  p.batch = batch;
+  p.in_channels = channels;
+  p.out_channels = out_channels;
+  p.element = element_named(dtype);
+  p.in = input.as();
+  p.weight = w.as();
+  p.scale = a.as();
+  p.shift = b.as();
+  p.residual = r.as();
+  p.slope = s.as();
+  p.slope_step = slope.size() > 1 ? 1 : 0;
+  p.activation = static_cast<segkern::Activation>(activation);
+  p.out = result.as();
+  segkern::dense_conv(p, SimtLauncher{});
+  result.copy_back();
+}
+
+// (height, width, down, across, channels) of the tiles, and how many taps their blocks work in all.
+std::tuple<std::array<int32_t, 5>, int64_t> dense_tiles(const Geometry& geometry,
+                                                        int64_t out_channels) {
+  segkern::DenseParams p{};
+  p.window = window_of(std::get<0>(geometry));
+  p.batch = std::get<1>(geometry);
+  p.in_channels = std::get<2>(geometry);
+  p.out_channels = out_channels;
+  const segkern::DenseTiles t = segkern::dense_tiles(p);
+  const ConvWindow& w = p.window;
+  const int64_t live =
+      segkern::live_tiles(w.out_h, t.height, w.kernel_h, w.stride_h, w.pad_h, w.dilation_h,
+                          w.in_h) *
+      segkern::live_tiles(w.out_w, t.width, w.kernel_w, w.stride_w, w.pad_w, w.dilation_w, w.in_w);
+  return {{t.height, t.width, t.down, t.across, t.channels}, live};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(simt_atrous, module) {
   simt::bind_schedule(module);
+  module.def("set_int32_limit", [](int64_t limit) { SimtLauncher::int32_limit = limit; });
   module.def("depthwise", &depthwise);
   module.def("depthwise_partial_count", &depthwise_partial_count);
   module.def("depthwise_weight_grad", &depthwise_weight_grad);
+  module.def("dense", &dense);
+  module.def("dense_tiles", &dense_tiles);
 }

@@ -114,6 +114,29 @@ def test_forward_and_gradients(number, dtype, channels_last):
     close_to(from_memory(out, wanted.shape, channels_last, dtype), on_cpu.double(), dtype)
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_more_threads_than_32_bits_count_are_several_launches(channels_last):
+    module = load("atrous")
+    case = ConvCase((3, 4, 9, 7), (3, 3), (1, 1), (2, 2), (2, 2))
+    x, weight = torch.randn(case.shape), torch.randn(4, 1, 3, 3)
+    arrays = in_memory(x, channels_last), weight_memory(weight, channels_last, torch.float32)
+    none = np.zeros(0, np.float32)
+    results = []
+    for limit in (2**31 - 1, 256 + 28):  # the threads of two planes, or of two images
+        module.set_int32_limit(limit)
+        out = np.zeros_like(arrays[0])
+        where = geometry(case.fields, case, torch.float32, channels_last)
+        module.depthwise(where, False, 0, 0, *arrays, none, none, none, none, out)
+        results.append(out)
+    module.set_int32_limit(256)
+    with pytest.raises(RuntimeError, match="an image must have less than"):
+        module.depthwise(where, False, 0, 0, *arrays, none, none, none, none, out)
+    module.set_int32_limit(2**31 - 1)
+    assert np.array_equal(*results)
+    wanted = torch.nn.functional.conv2d(x.double(), weight.double(), None, 1, 2, 2, 4)
+    close_to(from_memory(out, case.shape, channels_last, torch.float32), wanted, torch.float32)
+
+
 def test_nan_and_infinity_reach_only_their_windows():
     module = load("atrous")
     case = ConvCase((1, 4, 9, 9), (3, 3), (1, 1), (3, 3), (3, 3))

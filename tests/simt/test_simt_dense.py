@@ -1,0 +1,131 @@
+"""The tensor-core convolution on the CPU: fragments, pipeline, skipped taps and epilogue."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from .conv_arrays import ConvCase, close_to, from_memory, in_memory, to_array
+from .harness import ORDERS, Call, check_orders, load, poisoned, run_sanitized
+
+# (case, output channels): odd and many output channels, depths that fill no step, more steps than
+# stages and fewer, tiles that end inside an image, strides, taps that all tiles skip, no tap at all.
+CASES = [
+    (ConvCase((1, 40, 5, 6), (3, 3), (1, 1), (1, 1), (1, 1)), 21),
+    (ConvCase((2, 8, 9, 20), (3, 3), (1, 1), (6, 6), (6, 6)), 8),
+    (ConvCase((1, 16, 7, 9), (3, 2), (2, 1), (2, 3), (2, 3)), 130),
+    (ConvCase((1, 8, 3, 4), (3, 3), (1, 1), (18, 18), (18, 18)), 5),
+    (ConvCase((1, 8, 2, 2), (1, 1), (3, 3), (1, 1), (1, 1)), 4),
+]
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def geometry(case, dtype):
+    return (case.fields, *case.shape[:2], str(dtype).removeprefix("torch."), True)
+
+
+def make(number, dtype):
+    """(tensors x and weight, epilogue, arrays) of a case."""
+    case, outputs = CASES[number]
+    rng = random.Random(number)
+    torch.manual_seed(number)
+    x = torch.randn(case.shape).to(dtype)
+    weight = torch.randn(outputs, case.shape[1], *case.kernel).to(dtype)
+    residual = torch.randn(case.shape[0], outputs, *case.output_size).to(dtype)
+    scale = torch.rand(outputs) + 0.5 if number % 2 == 0 else None
+    shift = torch.randn(outputs) if number % 3 != 1 else None
+    activation = number % 3
+    slope = torch.rand(rng.choice([1, outputs])) if activation == 2 else None
+    residual = residual if number != 1 else None
+    tail = [np.zeros(0, np.float32) if t is None else t.numpy() for t in (scale, shift, slope)]
+    tail.append(tail[0][:0] if residual is None else in_memory(residual, True))
+    arrays = (in_memory(x, True), to_array(weight.permute(0, 2, 3, 1)), *tail)
+    return x, weight, (scale, shift, slope, residual, activation), arrays
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_forward(number, dtype):
+    module = load("atrous")
+    case, outputs = CASES[number]
+    x, weight, (scale, shift, slope, residual, activation), arrays = make(number, dtype)
+    shape = (case.shape[0], outputs, *case.output_size)
+
+    def run():
+        out = poisoned(
+            module, (shape[0], shape[2] * shape[3], outputs), arrays[0].dtype
+        )
+        module.dense(geometry(case, dtype), outputs, activation, *arrays, out)
+        return out
+
+    (out,) = check_orders(module, run, ORDERS if dtype == torch.float16 else ORDERS[1:3])
+    wanted = F.conv2d(x.double(), weight.double(), **case.arguments)
+    if scale is not None:
+        wanted = wanted * scale.double().view(1, -1, 1, 1)
+    if shift is not None:
+        wanted = wanted + shift.double().view(1, -1, 1, 1)
+    if residual is not None:
+        wanted = wanted + residual.double()
+    if activation == 1:
+        wanted = wanted.relu()
+    elif activation == 2:
+        wanted = F.prelu(wanted, slope.double())
+    close_to(from_memory(out, shape, True, dtype), wanted, dtype)
+
+
+def test_a_nan_reaches_only_its_windows():
+    """Rows that a tile fills up with zeros, and skipped taps, must not carry one."""
+    module = load("atrous")
+    case = ConvCase((1, 8, 9, 9), (3, 3), (1, 1), (4, 4), (4, 4))
+    x = torch.ones(case.shape, dtype=torch.bfloat16)
+    x[0, 3, 0, 0] = torch.nan
+    weight = torch.ones(2, 8, 3, 3, dtype=torch.bfloat16)
+    out = np.zeros((1, 81, 2), np.uint16)
+    none = np.zeros(0, np.float32)
+    arrays = (in_memory(x, True), to_array(weight.permute(0, 2, 3, 1)))
+    module.dense(geometry(case, x.dtype), 2, 1, *arrays, none, none, none, none, out)
+    wanted = F.conv2d(x.double(), weight.double(), None, 1, 4, 4).relu()
+    y = from_memory(out, wanted.shape, True, x.dtype)
+    assert torch.equal(y.isnan(), wanted.isnan())
+    assert torch.equal(y.nan_to_num(), wanted.nan_to_num())
+
+
+@pytest.mark.parametrize(
+    ("plane", "rate", "share"), [(65, 6, 0.95), (65, 18, 0.75), (65, 36, 0.5), (33, 18, 0.55)]
+)
+def test_tiles_skip_most_of_the_padding(plane, rate, share):
+    """The taps that the blocks work, relative to nine for each 128 pixels."""
+    case = ConvCase((1, 8, plane, plane), (3, 3), (1, 1), (rate, rate), (rate, rate))
+    tiles, live = load("atrous").dense_tiles(geometry(case, torch.bfloat16), 128)
+    height, width, down, across, _ = tiles
+    assert height * width <= 128
+    assert (down - 1) * height < plane <= down * height
+    assert (across - 1) * width < plane <= across * width
+    met = sum(
+        any(0 <= y + k * rate < plane for y in range(r, min(r + step, plane)))
+        for k in (-1, 0, 1)
+        for r, step in ((i * height, height) for i in range(down))
+    ) * sum(
+        any(0 <= x + k * rate < plane for x in range(c, min(c + step, plane)))
+        for k in (-1, 0, 1)
+        for c, step in ((i * width, width) for i in range(across))
+    )
+    assert live == met
+    assert live * 128 <= share * 9 * plane * plane * 1.1
+
+
+def test_sanitized():
+    calls = []
+    for number in (2, 3, 4):
+        case, outputs = CASES[number]
+        _, _, (*_, activation), arrays = make(number, torch.bfloat16)
+        pixels = case.output_size[0] * case.output_size[1]
+        out = np.zeros((case.shape[0], pixels, outputs), np.uint16)
+        call = (geometry(case, torch.bfloat16), outputs, activation, *arrays, out)
+        calls.append(Call("dense", call))
+    for result in run_sanitized("atrous", calls):
+        assert not isinstance(result, RuntimeError), result
