@@ -65,14 +65,13 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   const Split<int32_t> by_channel(static_cast<int32_t>(blockIdx.x), tiles.channels);
   const Split<int32_t> by_column(by_channel.outer, tiles.across);
   const Split<int32_t> by_row(by_column.outer, tiles.down);
-  const int64_t image = by_row.outer;
-  const int64_t top = static_cast<int64_t>(by_row.inner) * tiles.height;
-  const int64_t left = static_cast<int64_t>(by_column.inner) * tiles.width;
-  const int64_t first_channel = static_cast<int64_t>(by_channel.inner) * kDenseChannels;
+  const int image = by_row.outer, top = by_row.inner * tiles.height;
+  const int left = by_column.inner * tiles.width;
+  const int first_channel = by_channel.inner * kDenseChannels;
   const int kernel_w = static_cast<int>(w.kernel_w), taps = static_cast<int>(w.taps());
-  const int64_t below = w.out_h - top, right = w.out_w - left;
-  const int height = below < tiles.height ? static_cast<int>(below) : tiles.height;
-  const int width = right < tiles.width ? static_cast<int>(right) : tiles.width;
+  const int below = static_cast<int>(w.out_h) - top, right = static_cast<int>(w.out_w) - left;
+  const int height = below < tiles.height ? below : tiles.height;
+  const int width = right < tiles.width ? right : tiles.width;
 
   for (int k = thread; k < taps; k += kBlockThreads) {
     const int64_t down = k / kernel_w * w.dilation_h, across = k % kernel_w * w.dilation_w;
@@ -126,9 +125,10 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         const T* source =
             inside ? in + (static_cast<int64_t>(y) * in_w + x) * in_channels + from : in;
         copies.copy(pixels + dense_chunk(row + i * kRows, chunk), source, inside);
-        const int64_t out_channel = first_channel + row + i * kRows;
+        const int out_channel = first_channel + row + i * kRows;
         const bool known = there && out_channel < p.out_channels;
-        source = known ? weight + (out_channel * taps + tap) * in_channels + from : weight;
+        const int64_t weight_row = static_cast<int64_t>(out_channel) * taps + tap;
+        source = known ? weight + weight_row * in_channels + from : weight;
         copies.copy(channels + dense_chunk(row + i * kRows, chunk), source, known);
       }
       next_channel += kDenseDepth;
@@ -185,7 +185,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       if (at.outer >= height || at.inner >= width) {
         continue;
       }
-      const int64_t pixel = (image * w.out_h + top + at.outer) * w.out_w + left + at.inner;
+      const int64_t line = static_cast<int64_t>(image) * w.out_h + top + at.outer;
+      const int64_t pixel = line * w.out_w + left + at.inner;
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
         const int64_t channel = first_channel + warp_channel + 8 * n + 2 * (lane % 4);

@@ -59,7 +59,8 @@ void dense_conv(const DenseParams& p, const Launch& launch) {
   const ConvWindow& w = p.window;
   // The kernel keeps positions, and steps, in 32 bits.
   if (w.in_h + 2 * w.pad_h > kMaxDenseExtent || w.in_w + 2 * w.pad_w > kMaxDenseExtent ||
-      p.in_channels > kMaxDenseExtent / kMaxDenseTaps || w.taps() > kMaxDenseTaps) {
+      p.in_channels > kMaxDenseExtent / kMaxDenseTaps || p.out_channels > kMaxDenseExtent ||
+      w.taps() > kMaxDenseTaps) {
     throw std::runtime_error("dense_conv2d: input must have fewer rows, columns, channels or taps");
   }
   if (p.element == Element::kFloat16) {

@@ -94,11 +94,12 @@ def test_a_nan_reaches_only_its_windows():
     assert torch.equal(y.nan_to_num(), wanted.nan_to_num())
 
 
+# The taps that the blocks work, of nine for each 128 pixels: below one only by skipping.
 @pytest.mark.parametrize(
-    ("plane", "rate", "share"), [(65, 6, 0.95), (65, 18, 0.75), (65, 36, 0.5), (33, 18, 0.55)]
+    ("plane", "rate", "share"),
+    [(65, 1, 1.1), (65, 6, 1.1), (65, 12, 0.87), (65, 18, 0.85), (65, 36, 0.49), (33, 18, 0.58)],
 )
-def test_tiles_skip_most_of_the_padding(plane, rate, share):
-    """The taps that the blocks work, relative to nine for each 128 pixels."""
+def test_tiles_skip_taps_in_the_padding(plane, rate, share):
     case = ConvCase((1, 8, plane, plane), (3, 3), (1, 1), (rate, rate), (rate, rate))
     tiles, live = load("atrous").dense_tiles(geometry(case, torch.bfloat16), 128)
     height, width, down, across, _ = tiles
@@ -115,7 +116,7 @@ def test_tiles_skip_most_of_the_padding(plane, rate, share):
         for c, step in ((i * width, width) for i in range(across))
     )
     assert live == met
-    assert live * 128 <= share * 9 * plane * plane * 1.1
+    assert live * 128 <= share * 9 * plane * plane
 
 
 def test_sanitized():
