@@ -39,6 +39,12 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "dense_conv2d(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, "
       "Tensor? slope, int[] stride, int[] padding, int[] dilation, int activation) -> Tensor");
   m.def(
+      "_dense_conv2d_grad_input(Tensor grad, Tensor weight, SymInt input_h, SymInt input_w, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
+  m.def(
+      "_dense_conv2d_grad_weight(Tensor grad, Tensor input, int kernel_h, int kernel_w, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
+  m.def(
       "_depthwise_conv2d_grad_input(Tensor grad, Tensor weight, SymInt input_h, SymInt input_w, "
       "int[] stride, int[] padding, int[] dilation) -> Tensor");
   m.def(

@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   const int width = right < tiles.width ? right : tiles.width;
 
   for (int k = thread; k < taps; k += kBlockThreads) {
-    const int64_t down = k / kernel_w * w.dilation_h, across = k % kernel_w * w.dilation_w;
+    const int place = p.flip ? taps - 1 - k : k;
+    const int64_t down = place / kernel_w * w.dilation_h, across = place % kernel_w * w.dilation_w;
     shift_y[k] = static_cast<int>(down);
     shift_x[k] = static_cast<int>(across);
     live[k] = meets(top, height, w.stride_h, down - w.pad_h, w.in_h) &&

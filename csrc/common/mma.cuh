@@ -11,6 +11,7 @@ namespace segkern {
 
 using simt::AsyncCopies;
 using simt::load_matrices;
+using simt::load_matrices_transposed;
 using simt::multiply_add;
 
 #else
@@ -39,6 +40,15 @@ struct AsyncCopies {
 __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
   const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared)
+               : "memory");
+}
+
+// The same of the transposed matrices: lane l gets elements l / 4 of rows 2 (l % 4) and the next.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], const void* row) {
+  const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "r"(shared)
                : "memory");

@@ -1,4 +1,4 @@
-"""The native dense convolution for CUDA, forward only: its fake kernel and what it takes.
+"""The native dense convolution for CUDA: its fake kernels, autograd, and what it takes.
 
 The public call is atrous_conv2d, which asks :func:`takes` first.
 """
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from segkern import _load
+from segkern.ops._conv_autograd import register_convolution
 from segkern.ops._convolution import ACTIVATIONS, Epilogue, Window, conv_length, wants_grad
 
 _forward = torch.ops.segkern.dense_conv2d.default
@@ -22,8 +23,8 @@ _VECTOR = 8
 def takes(x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue) -> bool:
     """Whether the kernel runs this convolution of one group.
 
-    float16 and bfloat16 without autograd, input channels a multiple of 8, at most 256 taps, and
-    memory that starts at a multiple of 16 bytes.
+    float16 and bfloat16, input channels a multiple of 8, at most 256 taps; with autograd also
+    output channels a multiple of 8, stride 1 and less than 2**31 pixels.
     """
     if x.dtype not in (torch.float16, torch.bfloat16) or x.shape[1] % _VECTOR:
         return False
@@ -31,11 +32,11 @@ def takes(x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue) -> bool
         return False
     if any(x.shape[2 + i] + 2 * window.padding[i] > _MAX_EXTENT for i in range(2)):
         return False
-    if wants_grad(x, weight, *epilogue.tensors()):
-        return False
-    return torch.compiler.is_compiling() or all(
-        t is None or t.data_ptr() % 16 == 0 for t in (x, weight, epilogue.residual)
-    )
+    if not wants_grad(x, weight, *epilogue.tensors()):
+        return True
+    height, width = (x.shape[2 + i] + 2 * window.padding[i] for i in range(2))
+    small = x.shape[0] * height * width < 2**31
+    return small and weight.shape[0] % _VECTOR == 0 and window.stride == [1, 1]
 
 
 def dense_conv2d(x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue) -> Tensor:
@@ -68,3 +69,18 @@ def _dense_fake(
     return input.new_empty([input.shape[0], weight.shape[0], *plane]).contiguous(
         memory_format=torch.channels_last
     )
+
+
+@torch.library.register_fake("segkern::_dense_conv2d_grad_input")
+def _grad_input_fake(grad, weight, input_h, input_w, stride, padding, dilation):
+    sizes = [grad.shape[0], weight.shape[1], input_h, input_w]
+    return grad.new_empty(sizes).contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("segkern::_dense_conv2d_grad_weight")
+def _grad_weight_fake(grad, input, kernel_h, kernel_w, stride, padding, dilation):
+    sizes = [grad.shape[1], input.shape[1], kernel_h, kernel_w]
+    return input.new_empty(sizes).contiguous(memory_format=torch.channels_last)
+
+
+register_convolution("dense_conv2d")

@@ -126,6 +126,26 @@ def run_depthwise() -> int:
     return runs
 
 
+def run_dense() -> int:
+    """Tensor-core convolutions and their gradients, over tiles, ragged channels and taps."""
+    runs = 0
+    for dtype in (torch.bfloat16, torch.float16):
+        for shape, outputs, kernel, rate in (
+            ((2, 8, 9, 20), 16, 3, 6),
+            ((1, 136, 30, 7), 8, 3, 18),
+            ((1, 40, 5, 6), 136, 1, 1),
+        ):
+            x = torch.randn(shape, device="cuda").to(dtype).requires_grad_()
+            weight = torch.randn(outputs, shape[1], kernel, kernel, device="cuda").to(dtype)
+            weight.requires_grad_()
+            with conv_table.override(dense="segkern"):
+                y = ops.atrous_conv2d(x, weight, padding=rate * (kernel // 2), dilation=rate)
+            y.backward(torch.ones_like(y))
+            runs += 1
+    torch.cuda.synchronize()
+    return runs
+
+
 def run_gaussian_crf() -> int:
     """Both passes of every model, on one level and on three, in one launch and in many."""
     runs = 0
@@ -197,6 +217,7 @@ def main() -> int:
     print(f"{run_separable_gaussian()} separable Gaussians ran")
     print(f"{run_deep_parsing()} deep parsing cases ran")
     print(f"{run_depthwise()} depthwise convolutions ran")
+    print(f"{run_dense()} dense convolutions ran")
     print(f"{run_gaussian_crf()} Gaussian CRF cases ran")
     print(f"{run_permutohedral()} lattices ran")
     print(f"{run_dense_crf()} dense CRFs ran")

@@ -1,5 +1,5 @@
-// Python module simt_atrous: depthwise convolutions with their gradients and dense ones, through the
-// same choice of kernel and grid as on the device (csrc/atrous_conv/..._launch.cuh).
+// Python module simt_atrous: depthwise and dense convolutions with their gradients, through the same
+// choice of kernel and grid as on the device (csrc/atrous_conv/..._launch.cuh).
 //
 // Every function takes the geometry first: (window, batch, channels, dtype, channels_last), where
 // window is the fields of ConvWindow in order; then arrays in memory order, outputs last.
@@ -111,7 +111,7 @@ void depthwise_weight_grad(const Geometry& geometry, py::array grad, py::array i
 }
 
 // As depthwise; the weight is (out_channels, taps, channels).
-void dense(const Geometry& geometry, int64_t out_channels, int activation, py::array in,
+void dense(const Geometry& geometry, int64_t out_channels, bool flip, int activation, py::array in,
            py::array weight, py::array scale, py::array shift, py::array slope,
            py::array residual, py::array out) {
   const auto& [window, batch, channels, dtype, channels_last] = geometry;
@@ -125,6 +125,7 @@ void dense(const Geometry& geometry, int64_t out_channels, int activation, py::a
   p.in_channels = channels;
   p.out_channels = out_channels;
   p.element = element_named(dtype);
+  p.flip = flip;
   p.in = input.as();
   p.weight = w.as();
   p.scale = a.as();
@@ -135,6 +136,32 @@ void dense(const Geometry& geometry, int64_t out_channels, int activation, py::a
   p.activation = static_cast<segkern::Activation>(activation);
   p.out = result.as();
   segkern::dense_conv(p, SimtLauncher{});
+  result.copy_back();
+}
+
+segkern::DenseWeightGradParams dense_grad_params(const Geometry& geometry, int64_t out_channels) {
+  const auto& [window, batch, channels, dtype, channels_last] = geometry;
+  segkern::DenseWeightGradParams p{};
+  p.window = window_of(window);
+  p.batch = batch;
+  p.in_channels = channels;
+  p.out_channels = out_channels;
+  p.element = element_named(dtype);
+  return p;
+}
+
+int64_t dense_partial_count(const Geometry& geometry, int64_t out_channels) {
+  return segkern::dense_partial_count(dense_grad_params(geometry, out_channels));
+}
+
+void dense_weight_grad(const Geometry& geometry, int64_t out_channels, py::array grad,
+                       py::array in, py::array partial, py::array weight_grad) {
+  DeviceBuffer g(grad), input(in), parts(partial), result(weight_grad);
+  segkern::DenseWeightGradParams p = dense_grad_params(geometry, out_channels);
+  p.grad = g.as();
+  p.in = input.as();
+  p.weight_grad = result.as<float>();
+  segkern::dense_weight_grad(p, parts.as<float>(), SimtLauncher{});
   result.copy_back();
 }
 
@@ -164,5 +191,7 @@ PYBIND11_MODULE(simt_atrous, module) {
   module.def("depthwise_partial_count", &depthwise_partial_count);
   module.def("depthwise_weight_grad", &depthwise_weight_grad);
   module.def("dense", &dense);
+  module.def("dense_partial_count", &dense_partial_count);
+  module.def("dense_weight_grad", &dense_weight_grad);
   module.def("dense_tiles", &dense_tiles);
 }

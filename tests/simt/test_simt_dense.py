@@ -13,7 +13,7 @@ from .conv_arrays import ConvCase, close_to, from_memory, in_memory, to_array
 from .harness import ORDERS, Call, check_orders, load, poisoned, run_sanitized
 
 # (case, output channels): odd and many output channels, depths that fill no step, more steps than
-# stages and fewer, tiles that end inside an image, strides, taps that all tiles skip, no tap at all.
+# stages and fewer, tiles that end inside an image, strides, taps that all tiles skip, all taps.
 CASES = [
     (ConvCase((1, 40, 5, 6), (3, 3), (1, 1), (1, 1), (1, 1)), 21),
     (ConvCase((2, 8, 9, 20), (3, 3), (1, 1), (6, 6), (6, 6)), 8),
@@ -24,8 +24,9 @@ CASES = [
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-def geometry(case, dtype):
-    return (case.fields, *case.shape[:2], str(dtype).removeprefix("torch."), True)
+def geometry(case, dtype, fields=None, channels=None):
+    name = str(dtype).removeprefix("torch.")
+    return (fields or case.fields, case.shape[0], channels or case.shape[1], name, True)
 
 
 def make(number, dtype):
@@ -59,7 +60,7 @@ def test_forward(number, dtype):
         out = poisoned(
             module, (shape[0], shape[2] * shape[3], outputs), arrays[0].dtype
         )
-        module.dense(geometry(case, dtype), outputs, activation, *arrays, out)
+        module.dense(geometry(case, dtype), outputs, False, activation, *arrays, out)
         return out
 
     (out,) = check_orders(module, run, ORDERS if dtype == torch.float16 else ORDERS[1:3])
@@ -77,6 +78,49 @@ def test_forward(number, dtype):
     close_to(from_memory(out, shape, True, dtype), wanted, dtype)
 
 
+# Ragged channels, several images, two parts of the pixels, taps that meet nothing, a padding larger
+# than the kernel (it crops in the gradient).
+GRADIENTS = [
+    (ConvCase((2, 8, 9, 11), (3, 3), (1, 1), (3, 4), (3, 4)), 16),
+    (ConvCase((1, 16, 20, 30), (1, 2), (1, 1), (1, 7), (0, 9)), 8),
+    (ConvCase((1, 136, 3, 4), (3, 1), (1, 1), (18, 1), (18, 0)), 8),
+    (ConvCase((1, 8, 4, 3), (1, 1), (1, 1), (1, 1), (0, 0)), 136),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("number", range(len(GRADIENTS)))
+def test_gradients(number, dtype):
+    module = load("atrous")
+    case, outputs = GRADIENTS[number]
+    torch.manual_seed(number)
+    x = torch.randn(case.shape).to(dtype)
+    weight = torch.randn(outputs, case.shape[1], *case.kernel).to(dtype)
+    grad = torch.randn(case.shape[0], outputs, *case.output_size).to(dtype)
+    x_array, g_array = in_memory(x, True), in_memory(grad, True)
+    exchanged = to_array(weight.permute(1, 2, 3, 0))
+    none = np.zeros(0, np.float32)
+    forward = geometry(case, dtype)
+    backward = geometry(case, dtype, case.transposed, outputs)
+    count = module.dense_partial_count(forward, outputs)
+    assert (count > weight.numel()) == (number == 1)
+
+    def run():
+        grad_x = poisoned(module, x_array.shape, x_array.dtype)
+        parts = poisoned(module, count, np.float32)
+        grad_w = poisoned(module, (outputs, *case.kernel, case.shape[1]), np.float32)
+        tail = (none, none, none, none, grad_x)
+        module.dense(backward, case.shape[1], True, 0, g_array, exchanged, *tail)
+        module.dense_weight_grad(forward, outputs, g_array, x_array, parts, grad_w)
+        return [grad_x, grad_w]
+
+    grad_x, grad_w = check_orders(module, run, ORDERS[1:3])
+    exact = [t.double().requires_grad_() for t in (x, weight)]
+    F.conv2d(*exact, **case.arguments).backward(grad.double())
+    close_to(from_memory(grad_x, case.shape, True, dtype), exact[0].grad, dtype)
+    close_to(torch.from_numpy(grad_w).permute(0, 3, 1, 2), exact[1].grad, torch.float32)
+
+
 def test_a_nan_reaches_only_its_windows():
     """Rows that a tile fills up with zeros, and skipped taps, must not carry one."""
     module = load("atrous")
@@ -87,7 +131,7 @@ def test_a_nan_reaches_only_its_windows():
     out = np.zeros((1, 81, 2), np.uint16)
     none = np.zeros(0, np.float32)
     arrays = (in_memory(x, True), to_array(weight.permute(0, 2, 3, 1)))
-    module.dense(geometry(case, x.dtype), 2, 1, *arrays, none, none, none, none, out)
+    module.dense(geometry(case, x.dtype), 2, False, 1, *arrays, none, none, none, none, out)
     wanted = F.conv2d(x.double(), weight.double(), None, 1, 4, 4).relu()
     y = from_memory(out, wanted.shape, True, x.dtype)
     assert torch.equal(y.isnan(), wanted.isnan())
@@ -126,7 +170,16 @@ def test_sanitized():
         _, _, (*_, activation), arrays = make(number, torch.bfloat16)
         pixels = case.output_size[0] * case.output_size[1]
         out = np.zeros((case.shape[0], pixels, outputs), np.uint16)
-        call = (geometry(case, torch.bfloat16), outputs, activation, *arrays, out)
+        call = (geometry(case, torch.bfloat16), outputs, False, activation, *arrays, out)
         calls.append(Call("dense", call))
+    case, outputs = GRADIENTS[2]
+    x, g = (
+        np.ones((1, plane[0] * plane[1], channels), np.uint16)
+        for plane, channels in ((case.shape[2:], 136), (case.output_size, outputs))
+    )
+    count = load("atrous").dense_partial_count(geometry(case, torch.bfloat16), outputs)
+    parts, sums = (np.zeros(n, np.float32) for n in (count, outputs * case.taps * 136))
+    call = (geometry(case, torch.bfloat16), outputs, g, x, parts, sums)
+    calls.append(Call("dense_weight_grad", call))
     for result in run_sanitized("atrous", calls):
         assert not isinstance(result, RuntimeError), result

@@ -71,6 +71,24 @@ inline void load_matrices(std::uint32_t (&to)[4], const void* row, Site site = S
   }
 }
 
+inline void load_matrices_transposed(std::uint32_t (&to)[4], const void* row,
+                                     Site site = Site::here()) {
+  const auto address = reinterpret_cast<std::uintptr_t>(row);
+  if (address % 16 != 0) {
+    fail("ldmatrix: misaligned address");
+  }
+  const std::uint64_t* rows = all_lanes(address, site);
+  const int lane = lane_id();
+  for (int i = 0; i < 4; ++i) {
+    std::uint16_t pair[2];
+    for (int k = 0; k < 2; ++k) {
+      const auto* from = reinterpret_cast<const char*>(rows[8 * i + 2 * (lane % 4) + k]);
+      std::memcpy(&pair[k], from + 2 * (lane / 4), 2);
+    }
+    std::memcpy(&to[i], pair, 4);
+  }
+}
+
 template <typename T>
 void multiply_add(float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                   std::uint32_t b1, Site site = Site::here()) {
