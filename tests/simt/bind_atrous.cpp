@@ -1,4 +1,4 @@
-// Python module simt_atrous: depthwise and dense convolutions with their gradients, through the same
+// Python module simt_atrous: depthwise and dense convolutions and their gradients, through the same
 // choice of kernel and grid as on the device (csrc/atrous_conv/..._launch.cuh).
 //
 // Every function takes the geometry first: (window, batch, channels, dtype, channels_last), where
