@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from segkern.ops import conv_table
+from segkern.ops import conv_table, dense
 from segkern.ops._convolution import (
     PADDING_MODES,
     Epilogue,
@@ -25,7 +25,6 @@ from segkern.ops._convolution import (
     wants_grad,
 )
 from segkern.ops._pooling import IntPair
-from segkern.ops.dense import dense_conv2d, takes
 from segkern.ops.depthwise import depthwise_conv2d
 from segkern.ops.separable import is_pointwise, separable_conv2d
 
@@ -144,8 +143,8 @@ def run_convolution(
         return depthwise_conv2d(x, weight, window, epilogue)
     if choice == "segkern" and pointwise and not wants_grad(x, weight, *epilogue.tensors()):
         return separable_conv2d(x, None, Epilogue(), weight, epilogue, window)
-    if choice == "segkern" and kind == "dense" and takes(x, weight, window, epilogue):
-        y = dense_conv2d(x, weight, window, epilogue)
+    if choice == "segkern" and kind == "dense" and dense.takes(x, weight, window, epilogue):
+        y = dense.dense_conv2d(x, weight, window, epilogue)
         return y if channels_last else y.contiguous()
     return _torch_convolution(
         x, weight, window, groups, epilogue, choice == "torch_channels_last" and not channels_last
