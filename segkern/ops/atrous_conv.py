@@ -72,7 +72,7 @@ def atrous_conv2d(
         ValueError, TypeError: an argument of the wrong form, dtype, device or size, or an output
             without a pixel.
 
-    Deterministic on the CPU for any number of threads where the kernel is ours, else as torch's
+    Deterministic where the kernel is ours (on the CPU for any number of threads), else as torch's
     convolution. Differentiable in every tensor; without autograd the epilogue is part of the
     convolution. Under autocast it runs in autocast's dtype. A weight that is not finite may turn
     outputs to NaN that lie less than 16 pixels from those it reaches.
