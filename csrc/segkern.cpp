@@ -34,6 +34,16 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "depthwise_conv2d(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, "
       "Tensor? residual, Tensor? slope, int[] stride, int[] padding, int[] dilation, "
       "int activation) -> Tensor");
+  // On CUDA only, where the input has a multiple of 8 channels; see segkern/ops/dense.py.
+  m.def(
+      "dense_conv2d(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, "
+      "Tensor? slope, int[] stride, int[] padding, int[] dilation, int activation) -> Tensor");
+  m.def(
+      "_dense_conv2d_grad_input(Tensor grad, Tensor weight, SymInt input_h, SymInt input_w, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
+  m.def(
+      "_dense_conv2d_grad_weight(Tensor grad, Tensor input, int kernel_h, int kernel_w, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
   m.def(
       "_depthwise_conv2d_grad_input(Tensor grad, Tensor weight, SymInt input_h, SymInt input_w, "
       "int[] stride, int[] padding, int[] dilation) -> Tensor");

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../common/element.h"
+#include "../common/host_device.h"
 
 namespace segkern {
 
@@ -20,7 +21,7 @@ struct ConvWindow {
   int64_t in_h, in_w;
   int64_t out_h, out_w;
 
-  int64_t taps() const { return kernel_h * kernel_w; }
+  SEGKERN_HOST_DEVICE int64_t taps() const { return kernel_h * kernel_w; }
 };
 
 enum class Activation : int32_t { kNone, kRelu, kPrelu };

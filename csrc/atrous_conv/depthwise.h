@@ -13,4 +13,13 @@ namespace segkern {
 void depthwise_conv_cpu(const DepthwiseParams& params);
 void depthwise_weight_grad_cpu(const DepthwiseWeightGradParams& params);
 
+#if defined(USE_CUDA)
+// The weight is (taps, C) in channels-last.
+void launch_depthwise_conv(const DepthwiseParams& params, cudaStream_t stream);
+// `partial` is a workspace of depthwise_partial_elements, of weight_grad's type.
+int64_t depthwise_partial_elements(const DepthwiseWeightGradParams& params);
+void launch_depthwise_weight_grad(const DepthwiseWeightGradParams& params, void* partial,
+                                  cudaStream_t stream);
+#endif
+
 }  // namespace segkern

@@ -29,6 +29,20 @@ struct CudaLauncher {
     kernel<<<static_cast<unsigned>(blocks), kBlockThreads, 0, stream>>>(args...);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
+
+  // `blocks` blocks of kBlockThreads with so many bytes of dynamic shared memory, which may be more
+  // than the 48 KB that need no permission.
+  template <typename... Params, typename... Args>
+  void with_shared(void (*kernel)(Params...), int64_t blocks, int bytes, Args... args) const {
+    STD_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    if (blocks > INT32_MAX) {
+      throw std::runtime_error("segkern: a kernel would need " + std::to_string(blocks) +
+                               " blocks, more than a grid has");
+    }
+    kernel<<<static_cast<unsigned>(blocks), kBlockThreads, bytes, stream>>>(args...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
 };
 
 }  // namespace segkern

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from segkern.ops import conv_table
+from segkern.ops import conv_table, dense
 from segkern.ops._convolution import (
     PADDING_MODES,
     Epilogue,
@@ -73,7 +73,7 @@ def atrous_conv2d(
         ValueError, TypeError: an argument of the wrong form, dtype, device or size, or an output
             without a pixel.
 
-    Deterministic on the CPU for any number of threads where the kernel is ours, else as torch's
+    Deterministic where the kernel is ours (on the CPU for any number of threads), else as torch's
     convolution. Differentiable in every tensor; without autograd the epilogue is part of the
     convolution. Under autocast it runs in autocast's dtype. A weight that is not finite may turn
     outputs to NaN that lie less than 16 pixels from those it reaches.
@@ -144,6 +144,9 @@ def run_convolution(
         return depthwise_conv2d(x, weight, window, epilogue)
     if choice == "segkern" and pointwise and not wants_grad(x, weight, *epilogue.tensors()):
         return separable_conv2d(x, None, Epilogue(), weight, epilogue, window)
+    if choice == "segkern" and kind == "dense" and dense.takes(x, weight, window, epilogue):
+        y = dense.dense_conv2d(x, weight, window, epilogue)
+        return y if channels_last else y.contiguous()
     return _torch_convolution(
         x, weight, window, groups, epilogue, choice == "torch_channels_last" and not channels_last
     )

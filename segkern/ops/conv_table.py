@@ -9,7 +9,10 @@ Choices:
 
 The rows of :data:`TABLE` are tried in order. They hold what was measured (docs/benchmarks.md); a
 kernel of this package that has not been measured on a device is not in the rows of that device,
-and a kernel that does not exist for a device cannot be chosen there at all.
+and a kernel that does not exist for a device cannot be chosen there at all. The kernels for CUDA
+have not been measured yet: ``override(depthwise="segkern", dense="segkern")`` runs them, the dense
+one where it takes the call (float16 and bfloat16, input channels a multiple of 8, at most 256 taps;
+with autograd also output channels a multiple of 8 and stride 1), and torch elsewhere.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ CHOICES = ("segkern", "torch", "torch_channels_last")
 KINDS = ("depthwise", "grouped", "dense", "pointwise", "separable", "esp")
 
 #: Kernels of this package that exist, by device type and kind.
-KERNELS = {"cpu": ("depthwise", "pointwise", "separable", "esp"), "cuda": ()}
+KERNELS = {"cpu": ("depthwise", "pointwise", "separable", "esp"), "cuda": ("depthwise", "dense")}
 
 _FULL = (torch.float32, torch.float64)
 _FP16 = (torch.float16,)

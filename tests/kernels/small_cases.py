@@ -11,6 +11,7 @@ import sys
 import torch
 
 from segkern import env, ops
+from segkern.ops import conv_table
 from segkern.ops.dense_crf import mean_field, pairwise_term
 from tests.opcases import POOL_CASES
 
@@ -88,6 +89,58 @@ def run_deep_parsing() -> int:
             for log in (True, False):
                 out = ops.mixture_mean_field(unary, penalty, log=log)
                 out.backward(torch.ones_like(out))
+            runs += 1
+    torch.cuda.synchronize()
+    return runs
+
+
+def run_depthwise() -> int:
+    """Depthwise convolutions, forward and both gradients, in both layouts and kernels."""
+    runs = 0
+    for dtype in DTYPES:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for channels, plane, kernel, window in (
+                (8, (40, 5), 3, (1, 2, 2)),
+                (3, (9, 11), 3, (1, 18, 18)),
+                (36, (9, 8), 3, (2, 1, 1)),
+                (4, (8, 9), 4, (1, 6, 4)),
+            ):
+                x = torch.randn(2, channels, *plane, device="cuda")
+                x = x.to(dtype, memory_format=layout).requires_grad_()
+                weight = torch.randn(channels, 1, kernel, kernel, device="cuda").to(dtype)
+                weight.requires_grad_()
+                stride, padding, dilation = window
+                with conv_table.override(depthwise="segkern"):
+                    y = ops.atrous_conv2d(
+                        x,
+                        weight,
+                        stride=stride,
+                        padding=padding,
+                        dilation=dilation,
+                        groups=channels,
+                        activation="relu",
+                    )
+                y.backward(torch.ones_like(y))
+                runs += 1
+    torch.cuda.synchronize()
+    return runs
+
+
+def run_dense() -> int:
+    """Tensor-core convolutions and their gradients, over tiles, ragged channels and taps."""
+    runs = 0
+    for dtype in (torch.bfloat16, torch.float16):
+        for shape, outputs, kernel, rate in (
+            ((2, 8, 9, 20), 16, 3, 6),
+            ((1, 136, 30, 7), 8, 3, 18),
+            ((1, 40, 5, 6), 136, 1, 1),
+        ):
+            x = torch.randn(shape, device="cuda").to(dtype).requires_grad_()
+            weight = torch.randn(outputs, shape[1], kernel, kernel, device="cuda").to(dtype)
+            weight.requires_grad_()
+            with conv_table.override(dense="segkern"):
+                y = ops.atrous_conv2d(x, weight, padding=rate * (kernel // 2), dilation=rate)
+            y.backward(torch.ones_like(y))
             runs += 1
     torch.cuda.synchronize()
     return runs
@@ -217,6 +270,8 @@ def main() -> int:
     print(f"{run_pooling()} pooling cases ran")
     print(f"{run_separable_gaussian()} separable Gaussians ran")
     print(f"{run_deep_parsing()} deep parsing cases ran")
+    print(f"{run_depthwise()} depthwise convolutions ran")
+    print(f"{run_dense()} dense convolutions ran")
     print(f"{run_gaussian_crf()} Gaussian CRF cases ran")
     print(f"{run_permutohedral()} lattices ran")
     print(f"{run_dense_crf()} dense CRFs ran")

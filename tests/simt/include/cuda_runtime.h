@@ -50,6 +50,7 @@ enum cudaError_t { cudaSuccess = 0 };
 #include "simt/launch.h"
 #include "simt/math.h"
 #include "simt/memory.h"
+#include "simt/mma.h"
 #include "simt/sync.h"
 #include "simt/types.h"
 #include "simt/warp.h"

@@ -89,6 +89,7 @@ class BlockRunner {
   void try_complete_block_barrier();
   void try_complete_warp_operation(int warp, unsigned mask);
   void complete_shuffle(int warp, unsigned lanes);
+  void complete_all_lanes(int warp, unsigned lanes);
   void complete_vote(int warp, unsigned lanes);
   [[noreturn]] void report_deadlock();
   std::string locate(int thread) const;
@@ -109,6 +110,7 @@ class BlockRunner {
   ThreadSet yielded_;  // gave way at a scheduling point; run when nobody else can
   std::array<std::uint32_t, kMaxWarps> live_{};
   std::array<std::uint32_t, kMaxWarps> in_warp_operation_{};
+  std::array<std::array<std::uint64_t, kWarpThreads>, kMaxWarps> all_lanes_{};
   int thread_count_ = 0;
   int live_count_ = 0;
   int at_barrier_count_ = 0;

@@ -14,7 +14,7 @@ const char* const kNames[] = {
     "__shfl_xor_sync",   "__any_sync",          "__all_sync",        "__ballot_sync",
     "__match_any_sync",  "__match_all_sync",    "__reduce_add_sync", "__reduce_add_sync",
     "__reduce_min_sync", "__reduce_min_sync",   "__reduce_max_sync", "__reduce_max_sync",
-    "__reduce_and_sync", "__reduce_or_sync",    "__reduce_xor_sync"};
+    "__reduce_and_sync", "__reduce_or_sync",    "__reduce_xor_sync", "a matrix instruction"};
 
 std::uint32_t reduce(Operation operation, std::uint32_t a, std::uint32_t b) {
   const auto as_signed = [](std::uint32_t x) { return static_cast<std::int32_t>(x); };
@@ -72,6 +72,7 @@ void BlockRunner::try_complete_warp_operation(int warp, unsigned mask) {
     case Operation::kShuffleUp:
     case Operation::kShuffleDown:
     case Operation::kShuffleXor: complete_shuffle(warp, lanes); break;
+    case Operation::kAllLanes: complete_all_lanes(warp, lanes); break;
     default: complete_vote(warp, lanes);
   }
   for (std::uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
@@ -97,6 +98,21 @@ void BlockRunner::complete_shuffle(int warp, unsigned lanes) {
                ((thread.mask >> thread.source & 1) == 0 ? describe_mask(thread.mask) : ""));
     }
     thread.result = threads_[base + thread.source].value;
+  }
+}
+
+void BlockRunner::complete_all_lanes(int warp, unsigned lanes) {
+  const int base = warp * kWarpThreads;
+  if (lanes != 0xffffffffu) {
+    const Thread& thread = threads_[base + __builtin_ctz(lanes)];
+    fail(base + __builtin_ctz(lanes), describe(thread.operation, thread.site) +
+                                          ": lanes of the warp are missing or have left");
+  }
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
+    all_lanes_[warp][lane] = threads_[base + lane].value;
+  }
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
+    threads_[base + lane].result = reinterpret_cast<std::uintptr_t>(all_lanes_[warp].data());
   }
 }
 

@@ -64,6 +64,7 @@ enum class Operation : unsigned char {
   kReduceAnd,
   kReduceOr,
   kReduceXor,
+  kAllLanes,
 };
 
 /// Waits for the block. The predicate's count over the block's live threads is returned for
@@ -72,6 +73,7 @@ enum class Operation : unsigned char {
 int block_barrier(Operation operation, bool predicate, Site site);
 
 /// Waits for the lanes of `mask`. `value` is the lane's operand; `source` the lane a shuffle reads.
+/// kAllLanes (a tile or matrix instruction) gives a pointer to the values of all 32 lanes.
 std::uint64_t warp_operation(Operation operation, unsigned mask, std::uint64_t value, int source,
                              Site site);
 

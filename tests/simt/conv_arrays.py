@@ -1,0 +1,87 @@
+"""Convolution cases for the SIMT tests: geometry as the kernels take it, tensors as memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+#: Largest error relative to 1 + |reference|, for sums of some hundred products of numbers near one.
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 3e-5,
+    torch.bfloat16: 1.2e-2,
+    torch.float16: 2e-3,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvCase:
+    """Sizes of one convolution; shape is (N, C, H, W)."""
+
+    shape: tuple[int, int, int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int]
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        return tuple(
+            (self.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1)
+            // self.stride[i]
+            + 1
+            for i in range(2)
+        )
+
+    @property
+    def arguments(self) -> dict:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+    @property
+    def fields(self) -> tuple[int, ...]:
+        """The fields of ConvWindow, in order."""
+        return (
+            *(*self.kernel, *self.stride, *self.padding, *self.dilation, 1, 1),
+            *(*self.shape[2:], *self.output_size),
+        )
+
+    @property
+    def transposed(self) -> tuple[int, ...]:
+        """The fields of the window of the gradient of the input."""
+        padding = [self.dilation[i] * (self.kernel[i] - 1) - self.padding[i] for i in range(2)]
+        return (
+            *(*self.kernel, 1, 1, *padding, *self.dilation, *self.stride),
+            *(*self.output_size, *self.shape[2:]),
+        )
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    """bfloat16 as its bits."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
+    return tensor.contiguous().numpy()
+
+
+def in_memory(tensor: torch.Tensor, channels_last: bool) -> np.ndarray:
+    """(N, C, H, W) as (N, C, H * W) or (N, H * W, C)."""
+    rows = tensor.flatten(2)
+    return to_array(rows.transpose(1, 2) if channels_last else rows)
+
+
+def from_memory(array: np.ndarray, shape, channels_last: bool, dtype: torch.dtype) -> torch.Tensor:
+    """The (N, C, H, W) float64 tensor whose memory `array` is."""
+    tensor = torch.from_numpy(array.view(np.int16) if dtype == torch.bfloat16 else array)
+    rows = tensor.view(dtype).double()
+    return (rows.transpose(1, 2) if channels_last else rows).reshape(shape)
+
+
+def close_to(result: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype) -> None:
+    """Within the tolerance of `dtype`."""
+    worst = ((result.double() - reference).abs() / (1 + reference.abs())).max().item()
+    assert worst <= TOLERANCE[dtype], worst
