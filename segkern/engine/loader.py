@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,15 +23,56 @@ def collate_by_size(samples: list[Sample]) -> list[Sample]:
     return [collate(group) for group in groups.values()]
 
 
+class EpochBatches:
+    """Indices of the batches of an epoch: `EpochSampler`'s, cut into this process's batches.
+
+    Samples left over at the end, fewer than a batch, are not used in that epoch.
+
+    batch_size: samples of an optimiser step over all `world` processes.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        check_batch_size(length, batch_size, world)
+        self.steps_per_epoch = length // batch_size
+        self._own = batch_size // world
+        self._sampler = EpochSampler(length, seed, rank, world, uneven="drop")
+        self._batches = BatchSampler(self._sampler, self._own, drop_last=True)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch, and how many of its first batches to leave out on resuming."""
+        self._sampler.set_epoch(epoch, start=start * self._own)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+def check_batch_size(length: int, batch_size: int, world: int) -> None:
+    """Raise EngineError where `length` samples or `world` processes do not allow the batch size."""
+    if batch_size % world:
+        raise EngineError(
+            f"train: batch_size must be a multiple of the {world} processes, got {batch_size}"
+        )
+    if length < batch_size:
+        raise EngineError(
+            "train: batch_size must be at most the number of training samples, "
+            f"{length}, got {batch_size}; give --batch-size"
+        )
+
+
 class TrainLoader:
     """Training batches from where `state` stands to the end of the epoch.
 
     `len()` and iteration follow `state`, and iteration starts the loading only when the first batch
     is asked for, so that making an iterator twice costs nothing. Worker processes live as long as
-    the loader. Samples left over at the end of an epoch, fewer than a batch, are not used in that
-    epoch.
+    the loader.
 
-    batch_size: samples of an optimiser step over all `world` processes.
+    batches: Indices of the batches, with `set_epoch` and `steps_per_epoch` as `EpochBatches`, which
+    is what None stands for. batch_size: samples of an optimiser step over all `world` processes.
     """
 
     def __init__(
@@ -45,27 +86,19 @@ class TrainLoader:
         world: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
+        batches: Any = None,
+        collate_fn: Callable[..., Any] = collate,
     ) -> None:
-        if batch_size % world:
-            raise EngineError(
-                f"train: batch_size must be a multiple of the {world} processes, got {batch_size}"
-            )
-        if len(dataset) < batch_size:
-            raise EngineError(
-                "train: batch_size must be at most the number of training samples, "
-                f"{len(dataset)}, got {batch_size}; give --batch-size"
-            )
         self.dataset = dataset
         self.state = state
-        self.steps_per_epoch = len(dataset) // batch_size
-        self._own = batch_size // world
-        self._sampler = EpochSampler(len(dataset), seed, rank, world, uneven="drop")
+        self._batches = batches or EpochBatches(len(dataset), batch_size, seed, rank, world)
+        self.steps_per_epoch = self._batches.steps_per_epoch
         self._loader = DataLoader(
             dataset,
-            batch_sampler=BatchSampler(self._sampler, self._own, drop_last=True),
+            batch_sampler=self._batches,
             num_workers=workers,
             persistent_workers=workers > 0,
-            collate_fn=collate,
+            collate_fn=collate_fn,
             pin_memory=pin_memory,
             generator=torch.Generator().manual_seed(seed),
         )
@@ -75,7 +108,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Sample]:
         self.dataset.set_epoch(self.state.epoch)
-        self._sampler.set_epoch(self.state.epoch, start=self.state.batch * self._own)
+        self._batches.set_epoch(self.state.epoch, start=self.state.batch)
         yield from self._loader
 
 
@@ -87,7 +120,8 @@ def validation_loader(
     world: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[list[Sample]]:
+    collate_fn: Callable[..., Any] = collate_by_size,
+) -> DataLoader[Any]:
     """Each sample once over all processes: process `rank` takes every `world`-th."""
     return DataLoader(
         dataset,
@@ -95,7 +129,7 @@ def validation_loader(
         sampler=EpochSampler(len(dataset), 0, rank, world, shuffle=False, uneven="keep"),
         num_workers=workers,
         persistent_workers=workers > 0,
-        collate_fn=collate_by_size,
+        collate_fn=collate_fn,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),
     )
