@@ -18,7 +18,7 @@ from segkern.models._preprocess import preprocess
 
 
 class NetworkModule(lightning.LightningModule):
-    """A network trained as its recipe says: optimiser, schedule, and the run's state in checkpoints.
+    """A network trained as its recipe says: optimiser, schedule, the run's state in checkpoints.
 
     `training_step` gives the loss, or a dict of it as `loss` with its `parts`, detached, by name.
     After a validation `val_metrics` holds its figures by name.

@@ -102,10 +102,10 @@ class Measure:
 class Writer:
     """The files of a prediction. `write` takes images in groups; `finish` writes what is last."""
 
-    def write(self, group: Sequence[tuple[Path, np.ndarray]], names: Mapping[Path, str]) -> None:
-        """Apply the network to images (path, (H, W, 3) uint8 RGB) of one size; write what it finds.
+    def write(self, group: Sequence[tuple[Path, np.ndarray]]) -> None:
+        """Apply the network to images of one size, and write what it finds.
 
-        names: the stem of each file's outputs.
+        group: path and (H, W, 3) uint8 RGB of each.
         """
         raise NotImplementedError
 
@@ -126,6 +126,7 @@ class Task:
         data_kinds: Tasks whose data sets fit.
         data_forms: These data sets, for messages.
         outputs: Folders that a prediction fills.
+        loss: That of its recipes.
         foreign_recipe: Fields of a recipe that mean nothing here, and so must have their default.
     """
 
@@ -138,12 +139,18 @@ class Task:
     data_kinds: ClassVar[tuple[str, ...]]
     data_forms: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
+    loss: ClassVar[str]
     foreign_recipe: ClassVar[tuple[str, ...]] = ()
 
     # Training ------------------------------------------------------------------------------------
 
     def check(self, settings: Any) -> None:
         """Raise EngineError where the settings of a run do not fit the task."""
+        if settings.recipe["loss"] != self.loss:
+            raise EngineError(
+                f"train: loss must be {self.loss!r} for {settings.model}, which finds "
+                f"{self.finds}; got {settings.recipe['loss']!r}"
+            )
         plain = Recipe(lr=1.0, batch_size=1, epochs=1)
         for name in self.foreign_recipe:
             value = settings.recipe[name]
@@ -233,8 +240,8 @@ class Task:
         """Begin an evaluation."""
         raise NotImplementedError
 
-    def writer(self, trained: Any, folder: Path, files: Sequence[Path], use: Use) -> Writer:
-        """Begin a prediction; makes its folders."""
+    def writer(self, trained: Any, folder: Path, names: Mapping[Path, str], use: Use) -> Writer:
+        """Begin a prediction and make its folders. names: the stem of each file's outputs."""
         raise NotImplementedError
 
     def terminal(self, measured: Mapping[str, Any]) -> Report:

@@ -57,6 +57,7 @@ class SemanticTask(Task):
     data_kinds = ("semantic",)
     data_forms = "synthetic[:HxW], camvid:DIR, voc:DIR, cityscapes:DIR, folder:DIR"
     outputs = (LABELS, OVERLAYS)
+    loss = "cross_entropy"
     foreign_recipe = ("jitter", "aspect_groups")
 
     def transforms(self, recipe: Recipe) -> tuple[Any, Any]:
@@ -122,8 +123,8 @@ class SemanticTask(Task):
     def measure(self, trained: Any, dataset: Any, use: Use) -> Measure:
         return _Measure(trained, dataset, use)
 
-    def writer(self, trained: Any, folder: Path, files: Sequence[Path], use: Use) -> Writer:
-        return _Writer(trained, folder, use)
+    def writer(self, trained: Any, folder: Path, names: Mapping[Path, str], use: Use) -> Writer:
+        return _Writer(trained, folder, names, use)
 
     def terminal(self, measured: Mapping[str, Any]) -> Report:
         rows = [
@@ -239,26 +240,27 @@ class _Measure(Measure):
 
 
 class _Writer(Writer):
-    def __init__(self, trained: Trained, folder: Path, use: Use) -> None:
+    def __init__(self, trained: Trained, folder: Path, names: Mapping[Path, str], use: Use) -> None:
         self.trained = trained
         self.folder = folder
+        self.names = names
         self.use = use
         for part in (LABELS, OVERLAYS, *([PROBS] if use.probs else [])):
             (folder / part).mkdir(parents=True, exist_ok=True)
 
-    def write(self, group: Sequence[tuple[Path, np.ndarray]], names: Mapping[Path, str]) -> None:
+    def write(self, group: Sequence[tuple[Path, np.ndarray]]) -> None:
         use, trained = self.use, self.trained
         pixels = torch.from_numpy(np.stack([array.transpose(2, 0, 1) for _, array in group]))
         if use.probs:
             found = trained.probabilities(pixels, tta=use.tta, crf=use.crf).cpu()
             for (path, _), own in zip(group, found.half().numpy(), strict=True):
                 data = encode_arrays({"probs": own}, ".npz")
-                write_atomic(self.folder / PROBS / f"{names[path]}.npz", data)
+                write_atomic(self.folder / PROBS / f"{self.names[path]}.npz", data)
             labels = found.argmax(1)
         else:
             labels = trained.predict(pixels, tta=use.tta, crf=use.crf)
         for (path, array), own in zip(group, labels.numpy(), strict=True):
-            name, palette = f"{names[path]}.png", trained.palette
+            name, palette = f"{self.names[path]}.png", trained.palette
             save_labels(self.folder / LABELS / name, own, palette)
             Image.fromarray(overlay(array, own, palette)).save(self.folder / OVERLAYS / name)
 
