@@ -35,11 +35,12 @@ def coco_masks() -> ModuleType:
     return mask
 
 
-def encode_masks(masks: Tensor) -> list[Rle]:
+def encode_masks(masks: Tensor, threshold: float = 0.5) -> list[Rle]:
     """Masks as compressed RLE.
 
     Args:
-        masks: (n, H, W) bool or integers, on any device; non-zero is inside.
+        masks: (n, H, W), on any device. Of bools and integers what is not zero is inside.
+        threshold: of floating-point masks what is at least this is inside.
 
     Returns:
         one dict of ``size`` and ``counts`` per mask.
@@ -53,7 +54,9 @@ def encode_masks(masks: Tensor) -> list[Rle]:
     group = max(_PIXELS_AT_ONCE // (height * width), 1)
     found: list[Rle] = []
     for start in range(0, number, group):
-        part = (masks[start : start + group] != 0).to("cpu", torch.uint8).numpy()
+        part = masks[start : start + group]
+        part = part >= threshold if part.is_floating_point() else part != 0
+        part = part.to("cpu", torch.uint8).numpy()
         # The encoder wants (H, W, n) in Fortran's order: columns of the mask one after another.
         found += encode(np.asfortranarray(part.transpose(1, 2, 0)))
     return [_as_json(rle) for rle in found]
