@@ -2,6 +2,7 @@
 
 from segkern.metrics.boundary import boundary_f1
 from segkern.metrics.confusion import confusion_matrix
+from segkern.metrics.panoptic import PanopticQuality
 from segkern.metrics.segmentation import SegmentationMetrics
 
-__all__ = ["SegmentationMetrics", "boundary_f1", "confusion_matrix"]
+__all__ = ["PanopticQuality", "SegmentationMetrics", "boundary_f1", "confusion_matrix"]

@@ -14,6 +14,7 @@ MODULES = {
     "segkern.losses.border": 3,
     "segkern.losses.cross_entropy": 3,
     "segkern.metrics.confusion": 1,
+    "segkern.metrics.panoptic": 9,
     "segkern.metrics.segmentation": 3,
 }
 
