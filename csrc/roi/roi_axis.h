@@ -185,6 +185,13 @@ struct RoiAxis {
   }
 };
 
+// Whether a box's value takes the place of the largest so far: the first of equals stays, the first
+// NaN is larger than all. `chosen` is -1 where there is none yet.
+template <typename T>
+SEGKERN_HOST_DEVICE bool replaces_largest(T value, T largest, int32_t chosen) {
+  return chosen < 0 || value > largest || (value != value && largest == largest);
+}
+
 // What a row of the boxes says.
 template <typename T>
 struct RoiBox {
