@@ -33,7 +33,7 @@ def evaluation_table(result: dict[str, Any]) -> None:
     for columns, rows in report.tables:
         table = Table()
         for number, column in enumerate(columns):
-            table.add_column(column, justify="right" if number else "left")
+            table.add_column(column, justify="right" if number and column else "left")
         for row in rows:
             table.add_row(*row)
         console.print(table)

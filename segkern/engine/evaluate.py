@@ -13,7 +13,7 @@ import torch
 from segkern import __version__
 from segkern.engine.crf_settings import CrfSettings
 from segkern.engine.devices import crf_device
-from segkern.engine.drawing import legend, panel
+from segkern.engine.drawing import panel, save_legend
 from segkern.engine.errors import EngineError
 from segkern.engine.files import write_json
 from segkern.engine.inference import Protocol
@@ -78,7 +78,7 @@ def evaluate(
     folder = None if output is None else Path(output)
     if folder is not None:
         _clear_pictures(folder)
-        legend(*task.legend(trained.card)).save(folder / LEGEND)
+        save_legend(folder / LEGEND, *task.legend(trained.card))
     started, done = time.monotonic(), 0
     names: list[str] = []
     for batch in measure.loader(batch_size, workers):

@@ -12,7 +12,7 @@ from segkern.data import DatasetError, read_image
 from segkern.data.image_io import IMAGE_SUFFIXES
 from segkern.engine.crf_settings import CrfSettings
 from segkern.engine.devices import crf_device
-from segkern.engine.drawing import legend
+from segkern.engine.drawing import save_legend
 from segkern.engine.errors import EngineError
 from segkern.engine.inference import Protocol
 from segkern.engine.loading import load_trained
@@ -52,7 +52,7 @@ def predict(
     json: bool = False,
     step: Callable[[int, int], None] | None = None,
 ) -> Prediction:
-    """Segment images: OUTPUT/overlays/NAME.png, OUTPUT/legend.png, and files of the task.
+    """Segment images: OUTPUT/overlays/NAME.png and files of the task, with OUTPUT/legend.png.
 
     images: files, and folders of which every image below is taken. Images of equal size are run
     together, up to `batch_size`. NAME is the file's stem, or a longer form of its path where two
@@ -85,7 +85,7 @@ def predict(
     names = unique_names(files)
     _check_outputs(folder, files, task.outputs)
     writer = task.writer(trained, folder, names, use)
-    legend(*task.legend(trained.card)).save(folder / LEGEND)
+    save_legend(folder / LEGEND, *task.legend(trained.card))
     for group in _batches(files, batch_size, result.failed):
         writer.write(group)
         for path, _ in group:
