@@ -11,6 +11,7 @@ from segkern.data._instances import InstanceDataset
 from segkern.data.camvid import CAMVID_CLASSES, CAMVID_PALETTE, CamVid
 from segkern.data.cityscapes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, Cityscapes
 from segkern.data.class_weights import SEGNET_CAMVID_WEIGHTS, ClassCounts, class_weights
+from segkern.data.coco import Coco
 from segkern.data.collate import collate, collate_instances
 from segkern.data.folder import Folder
 from segkern.data.image_io import read_image, read_mask
@@ -32,6 +33,7 @@ __all__ = [
     "CamVid",
     "Cityscapes",
     "ClassCounts",
+    "Coco",
     "DatasetError",
     "EpochSampler",
     "Folder",

@@ -10,6 +10,7 @@ from segkern.data._errors import DatasetError
 from segkern.data._instances import InstanceDataset, InstanceTransform
 from segkern.data.camvid import CamVid
 from segkern.data.cityscapes import Cityscapes
+from segkern.data.coco import Coco
 from segkern.data.folder import Folder
 from segkern.data.synthetic import Synthetic
 from segkern.data.synthetic_instances import SyntheticInstances
@@ -24,12 +25,15 @@ FORMS = """known forms are
   cityscapes:DIR    Cityscapes, 19 classes: DIR/leftImg8bit, DIR/gtFine
   folder:DIR        your own: DIR/images and DIR/masks, optional train/ and val/ in both
 of single objects
+  coco:DIR          COCO 2017 or own data in its form: DIR/annotations/instances_train2017.json,
+                    DIR/train2017, ...
   synthetic-instances[:HxW]   balls, crates, cones and rings drawn on the fly, 128x128
 of objects and background
   synthetic-panoptic[:HxW]    the same with sky, hills, field and water"""
 """The list shown where a specification is not understood."""
 
 _OPENERS = {"camvid": CamVid, "voc": VOC, "cityscapes": Cityscapes, "folder": Folder}
+_INSTANCE_OPENERS = {"coco": Coco}
 _DRAWN = {"synthetic-instances": "instance", "synthetic-panoptic": "panoptic"}
 
 
@@ -47,8 +51,8 @@ def open_dataset(
 
     Args:
         spec: ``"synthetic"``, ``"synthetic:HxW"``, ``"camvid:DIR"``, ``"voc:DIR"``,
-            ``"cityscapes:DIR"`` or ``"folder:DIR"``; of instances ``"synthetic-instances[:HxW]"``;
-            panoptic ``"synthetic-panoptic[:HxW]"``.
+            ``"cityscapes:DIR"`` or ``"folder:DIR"``; of instances ``"coco:DIR"`` or
+            ``"synthetic-instances[:HxW]"``; panoptic ``"synthetic-panoptic[:HxW]"``.
         split: ``"train"`` or ``"val"``, or ``"test"`` where there is one.
         transform: see `SegmentationDataset`, or `InstanceDataset`.
         seed: base seed of all random choices; it does not move the border between the splits.
@@ -79,13 +83,20 @@ def open_dataset(
         return SyntheticInstances(
             split, task=_DRAWN[kind], size=drawn, transform=transform, seed=seed, length=length
         )
-    if kind not in _OPENERS:
+    if kind not in _OPENERS and kind not in _INSTANCE_OPENERS:
         raise DatasetError(f"open_dataset: spec must name a data set, got {spec!r}; {FORMS}")
     if not rest:
         raise DatasetError(f"open_dataset: spec must name a folder, got {spec!r}; {FORMS}")
     root = Path(rest).expanduser()
     if not root.is_dir():
         raise DatasetError(f"open_dataset: no folder {root} (from {spec!r}); {FORMS}")
+    if kind in _INSTANCE_OPENERS:
+        if size is not None or cache_images:
+            raise ValueError(
+                f"open_dataset: size must be None and cache_images False for {kind}:DIR, whose "
+                f"images keep their sizes, got {size} and {cache_images}"
+            )
+        return _INSTANCE_OPENERS[kind](root, split, transform=transform, seed=seed, length=length)
     return _OPENERS[kind](
         root,
         split,
