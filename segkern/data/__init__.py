@@ -12,6 +12,7 @@ from segkern.data.camvid import CAMVID_CLASSES, CAMVID_PALETTE, CamVid
 from segkern.data.cityscapes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, Cityscapes
 from segkern.data.class_weights import SEGNET_CAMVID_WEIGHTS, ClassCounts, class_weights
 from segkern.data.coco import Coco
+from segkern.data.coco_panoptic import CocoPanoptic
 from segkern.data.collate import collate, collate_instances
 from segkern.data.folder import Folder
 from segkern.data.image_io import read_image, read_mask
@@ -34,6 +35,7 @@ __all__ = [
     "Cityscapes",
     "ClassCounts",
     "Coco",
+    "CocoPanoptic",
     "DatasetError",
     "EpochSampler",
     "Folder",

@@ -11,6 +11,7 @@ from segkern.data._instances import InstanceDataset, InstanceTransform
 from segkern.data.camvid import CamVid
 from segkern.data.cityscapes import Cityscapes
 from segkern.data.coco import Coco
+from segkern.data.coco_panoptic import CocoPanoptic
 from segkern.data.folder import Folder
 from segkern.data.synthetic import Synthetic
 from segkern.data.synthetic_instances import SyntheticInstances
@@ -29,11 +30,13 @@ of single objects
                     DIR/train2017, ...
   synthetic-instances[:HxW]   balls, crates, cones and rings drawn on the fly, 128x128
 of objects and background
+  coco-panoptic:DIR           DIR/annotations/panoptic_train2017.json and the folder of its name,
+                              DIR/train2017, ...
   synthetic-panoptic[:HxW]    the same with sky, hills, field and water"""
 """The list shown where a specification is not understood."""
 
 _OPENERS = {"camvid": CamVid, "voc": VOC, "cityscapes": Cityscapes, "folder": Folder}
-_INSTANCE_OPENERS = {"coco": Coco}
+_INSTANCE_OPENERS = {"coco": Coco, "coco-panoptic": CocoPanoptic}
 _DRAWN = {"synthetic-instances": "instance", "synthetic-panoptic": "panoptic"}
 
 
@@ -52,7 +55,8 @@ def open_dataset(
     Args:
         spec: ``"synthetic"``, ``"synthetic:HxW"``, ``"camvid:DIR"``, ``"voc:DIR"``,
             ``"cityscapes:DIR"`` or ``"folder:DIR"``; of instances ``"coco:DIR"`` or
-            ``"synthetic-instances[:HxW]"``; panoptic ``"synthetic-panoptic[:HxW]"``.
+            ``"synthetic-instances[:HxW]"``; panoptic ``"coco-panoptic:DIR"`` or
+            ``"synthetic-panoptic[:HxW]"``.
         split: ``"train"`` or ``"val"``, or ``"test"`` where there is one.
         transform: see `SegmentationDataset`, or `InstanceDataset`.
         seed: base seed of all random choices; it does not move the border between the splits.
