@@ -21,6 +21,7 @@ from segkern.data.sampler import EpochSampler
 from segkern.data.synthetic import Synthetic
 from segkern.data.synthetic_instances import SyntheticInstances
 from segkern.data.voc import VOC, VOC_CLASSES
+from segkern.data.voc_instances import VOCInstances
 
 __all__ = [
     "CAMVID_CLASSES",
@@ -31,6 +32,7 @@ __all__ = [
     "SEGNET_CAMVID_WEIGHTS",
     "VOC",
     "VOC_CLASSES",
+    "VOCInstances",
     "CamVid",
     "Cityscapes",
     "ClassCounts",

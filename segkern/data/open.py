@@ -16,6 +16,7 @@ from segkern.data.folder import Folder
 from segkern.data.synthetic import Synthetic
 from segkern.data.synthetic_instances import SyntheticInstances
 from segkern.data.voc import VOC
+from segkern.data.voc_instances import VOCInstances
 
 FORMS = """known forms are
   synthetic         street-like scenes drawn on the fly, 240x320
@@ -26,8 +27,9 @@ FORMS = """known forms are
   cityscapes:DIR    Cityscapes, 19 classes: DIR/leftImg8bit, DIR/gtFine
   folder:DIR        your own: DIR/images and DIR/masks, optional train/ and val/ in both
 of single objects
-  coco:DIR          COCO 2017 or own data in its form: DIR/annotations/instances_train2017.json,
-                    DIR/train2017, ...
+  coco:DIR                    COCO 2017 or own data in its form: DIR/train2017, ... and
+                              DIR/annotations/instances_train2017.json, ...
+  voc-instances:DIR           PASCAL VOC 2012's objects: DIR/SegmentationObject beside voc:DIR's
   synthetic-instances[:HxW]   balls, crates, cones and rings drawn on the fly, 128x128
 of objects and background
   coco-panoptic:DIR           DIR/annotations/panoptic_train2017.json and the folder of its name,
@@ -36,7 +38,11 @@ of objects and background
 """The list shown where a specification is not understood."""
 
 _OPENERS = {"camvid": CamVid, "voc": VOC, "cityscapes": Cityscapes, "folder": Folder}
-_INSTANCE_OPENERS = {"coco": Coco, "coco-panoptic": CocoPanoptic}
+_INSTANCE_OPENERS = {
+    "coco": Coco,
+    "coco-panoptic": CocoPanoptic,
+    "voc-instances": VOCInstances,
+}
 _DRAWN = {"synthetic-instances": "instance", "synthetic-panoptic": "panoptic"}
 
 
@@ -54,9 +60,9 @@ def open_dataset(
 
     Args:
         spec: ``"synthetic"``, ``"synthetic:HxW"``, ``"camvid:DIR"``, ``"voc:DIR"``,
-            ``"cityscapes:DIR"`` or ``"folder:DIR"``; of instances ``"coco:DIR"`` or
-            ``"synthetic-instances[:HxW]"``; panoptic ``"coco-panoptic:DIR"`` or
-            ``"synthetic-panoptic[:HxW]"``.
+            ``"cityscapes:DIR"`` or ``"folder:DIR"``; of instances ``"coco:DIR"``,
+            ``"voc-instances:DIR"`` or ``"synthetic-instances[:HxW]"``; panoptic
+            ``"coco-panoptic:DIR"`` or ``"synthetic-panoptic[:HxW]"``.
         split: ``"train"`` or ``"val"``, or ``"test"`` where there is one.
         transform: see `SegmentationDataset`, or `InstanceDataset`.
         seed: base seed of all random choices; it does not move the border between the splits.
