@@ -11,6 +11,8 @@ from segkern.data._instances import InstanceDataset
 from segkern.data.camvid import CAMVID_CLASSES, CAMVID_PALETTE, CamVid
 from segkern.data.cityscapes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, Cityscapes
 from segkern.data.class_weights import SEGNET_CAMVID_WEIGHTS, ClassCounts, class_weights
+from segkern.data.coco import Coco
+from segkern.data.coco_panoptic import CocoPanoptic
 from segkern.data.collate import collate, collate_instances
 from segkern.data.folder import Folder
 from segkern.data.image_io import read_image, read_mask
@@ -19,6 +21,7 @@ from segkern.data.sampler import EpochSampler
 from segkern.data.synthetic import Synthetic
 from segkern.data.synthetic_instances import SyntheticInstances
 from segkern.data.voc import VOC, VOC_CLASSES
+from segkern.data.voc_instances import VOCInstances
 
 __all__ = [
     "CAMVID_CLASSES",
@@ -29,9 +32,12 @@ __all__ = [
     "SEGNET_CAMVID_WEIGHTS",
     "VOC",
     "VOC_CLASSES",
+    "VOCInstances",
     "CamVid",
     "Cityscapes",
     "ClassCounts",
+    "Coco",
+    "CocoPanoptic",
     "DatasetError",
     "EpochSampler",
     "Folder",

@@ -36,8 +36,10 @@ class InstanceDataset(Dataset):
     - ``semantic`` (H, W) int64, panoptic sets only: 0 = any thing, 1 .. num_stuff = stuff, 255 =
       not labelled.
 
-    The training split drops crowds from its targets and images without any other object from
-    itself; the other splits keep everything. n may be 0 there, and after a crop.
+    The training split drops crowds, and objects without a pixel, from its targets, and images
+    without any object that is no crowd from itself; the other splits keep everything. n may be 0
+    there, and after a crop. With ``images_only`` set the target is ``image_id`` alone and nothing
+    else is decoded, for evaluation against `coco_truth`.
 
     Args:
         categories: dicts with ``id``, ``name``, ``isthing`` and ``color`` (3 numbers, 0 .. 255);
@@ -51,10 +53,14 @@ class InstanceDataset(Dataset):
     Attributes:
         task (str), categories (list[dict]), class_names, category_ids (lists of the K things),
         palette ((K, 3) uint8), num_classes (K + 1), stuff_names, stuff_ids, stuff_palette,
-        num_stuff (empty and 0 in sets of instances), ignore_index (255).
+        num_stuff (empty and 0 in sets of instances), ignore_index (255), images_only (False),
+        mask_limit (bytes that the masks of a training sample read from polygons or RLE may take;
+        of an image with more, as many objects as fit are drawn anew in each epoch).
     """
 
     ignore_index = IGNORE_INDEX
+    images_only = False
+    mask_limit = 1 << 30
 
     def __init__(
         self,
@@ -111,6 +117,16 @@ class InstanceDataset(Dataset):
     def load(self, index: int) -> tuple[Tensor, Target]:
         """Sample ``index`` before the transform and with its crowds."""
         raise NotImplementedError
+
+    def load_image(self, index: int) -> Tensor:
+        """The image of sample ``index`` alone, before the transform."""
+        return self.load(index)[0]
+
+    def load_training(self, index: int, generator: torch.Generator) -> tuple[Tensor, Target]:
+        """`load` without crowds and objects that have no pixel."""
+        image, target = self.load(index)
+        kept = ~target["iscrowd"] & (target["area"] > 0)
+        return image, target if kept.all() else select_objects(target, kept)
 
     def image_id(self, index: int) -> int:
         """The number of sample ``index`` in `coco_truth`."""
@@ -180,12 +196,16 @@ class InstanceDataset(Dataset):
             raise IndexError(
                 f"{type(self).__name__}: index must be in [0, {len(self)}), got {index}"
             )
-        image, target = self.load(index)
-        if self.training and target["iscrowd"].any():
-            target = select_objects(target, ~target["iscrowd"])
+        generator = torch.Generator()
+        generator.manual_seed(sample_seed(self.seed, self.epoch, index))
+        if self.images_only:
+            image = self.load_image(index)
+            target = {"image_id": torch.tensor(self.image_id(index), dtype=torch.int64)}
+        elif self.training:
+            image, target = self.load_training(index, generator)
+        else:
+            image, target = self.load(index)
         if self.transform is not None:
-            generator = torch.Generator()
-            generator.manual_seed(sample_seed(self.seed, self.epoch, index))
             image, target = self.transform(image, target, generator=generator)
         return image, target
 

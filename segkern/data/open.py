@@ -10,10 +10,13 @@ from segkern.data._errors import DatasetError
 from segkern.data._instances import InstanceDataset, InstanceTransform
 from segkern.data.camvid import CamVid
 from segkern.data.cityscapes import Cityscapes
+from segkern.data.coco import Coco
+from segkern.data.coco_panoptic import CocoPanoptic
 from segkern.data.folder import Folder
 from segkern.data.synthetic import Synthetic
 from segkern.data.synthetic_instances import SyntheticInstances
 from segkern.data.voc import VOC
+from segkern.data.voc_instances import VOCInstances
 
 FORMS = """known forms are
   synthetic         street-like scenes drawn on the fly, 240x320
@@ -24,12 +27,22 @@ FORMS = """known forms are
   cityscapes:DIR    Cityscapes, 19 classes: DIR/leftImg8bit, DIR/gtFine
   folder:DIR        your own: DIR/images and DIR/masks, optional train/ and val/ in both
 of single objects
+  coco:DIR                    COCO 2017 or own data in its form: DIR/train2017, ... and
+                              DIR/annotations/instances_train2017.json, ...
+  voc-instances:DIR           PASCAL VOC 2012's objects: DIR/SegmentationObject beside voc:DIR's
   synthetic-instances[:HxW]   balls, crates, cones and rings drawn on the fly, 128x128
 of objects and background
+  coco-panoptic:DIR           DIR/annotations/panoptic_train2017.json and the folder of its name,
+                              DIR/train2017, ...
   synthetic-panoptic[:HxW]    the same with sky, hills, field and water"""
 """The list shown where a specification is not understood."""
 
 _OPENERS = {"camvid": CamVid, "voc": VOC, "cityscapes": Cityscapes, "folder": Folder}
+_INSTANCE_OPENERS = {
+    "coco": Coco,
+    "coco-panoptic": CocoPanoptic,
+    "voc-instances": VOCInstances,
+}
 _DRAWN = {"synthetic-instances": "instance", "synthetic-panoptic": "panoptic"}
 
 
@@ -47,8 +60,9 @@ def open_dataset(
 
     Args:
         spec: ``"synthetic"``, ``"synthetic:HxW"``, ``"camvid:DIR"``, ``"voc:DIR"``,
-            ``"cityscapes:DIR"`` or ``"folder:DIR"``; of instances ``"synthetic-instances[:HxW]"``;
-            panoptic ``"synthetic-panoptic[:HxW]"``.
+            ``"cityscapes:DIR"`` or ``"folder:DIR"``; of instances ``"coco:DIR"``,
+            ``"voc-instances:DIR"`` or ``"synthetic-instances[:HxW]"``; panoptic
+            ``"coco-panoptic:DIR"`` or ``"synthetic-panoptic[:HxW]"``.
         split: ``"train"`` or ``"val"``, or ``"test"`` where there is one.
         transform: see `SegmentationDataset`, or `InstanceDataset`.
         seed: base seed of all random choices; it does not move the border between the splits.
@@ -79,13 +93,20 @@ def open_dataset(
         return SyntheticInstances(
             split, task=_DRAWN[kind], size=drawn, transform=transform, seed=seed, length=length
         )
-    if kind not in _OPENERS:
+    if kind not in _OPENERS and kind not in _INSTANCE_OPENERS:
         raise DatasetError(f"open_dataset: spec must name a data set, got {spec!r}; {FORMS}")
     if not rest:
         raise DatasetError(f"open_dataset: spec must name a folder, got {spec!r}; {FORMS}")
     root = Path(rest).expanduser()
     if not root.is_dir():
         raise DatasetError(f"open_dataset: no folder {root} (from {spec!r}); {FORMS}")
+    if kind in _INSTANCE_OPENERS:
+        if size is not None or cache_images:
+            raise ValueError(
+                f"open_dataset: size must be None and cache_images False for {kind}:DIR, whose "
+                f"images keep their sizes, got {size} and {cache_images}"
+            )
+        return _INSTANCE_OPENERS[kind](root, split, transform=transform, seed=seed, length=length)
     return _OPENERS[kind](
         root,
         split,
