@@ -211,7 +211,8 @@ def draw_segments(
     canvas = Canvas(image)
     kinds = {category["id"]: category for category in categories}
     objects = 0
-    for segment in segments:
+    # Names of objects lie above those of the background.
+    for segment in sorted(segments, key=lambda s: bool(kinds[s["category_id"]]["isthing"])):
         category = kinds[segment["category_id"]]
         x, y, width, height = (int(v) for v in segment["bbox"])
         mask = ids[y : y + height, x : x + width] == segment["id"]
