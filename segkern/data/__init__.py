@@ -8,6 +8,7 @@ from segkern.data._base import IGNORE_INDEX, SegmentationDataset, default_palett
 from segkern.data._cache import cache_dir
 from segkern.data._errors import DatasetError, Problem
 from segkern.data._instances import InstanceDataset
+from segkern.data.aspect import AspectBatchSampler
 from segkern.data.camvid import CAMVID_CLASSES, CAMVID_PALETTE, CamVid
 from segkern.data.cityscapes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, Cityscapes
 from segkern.data.class_weights import SEGNET_CAMVID_WEIGHTS, ClassCounts, class_weights
@@ -32,7 +33,7 @@ __all__ = [
     "SEGNET_CAMVID_WEIGHTS",
     "VOC",
     "VOC_CLASSES",
-    "VOCInstances",
+    "AspectBatchSampler",
     "CamVid",
     "Cityscapes",
     "ClassCounts",
@@ -46,6 +47,7 @@ __all__ = [
     "SegmentationDataset",
     "Synthetic",
     "SyntheticInstances",
+    "VOCInstances",
     "cache_dir",
     "class_weights",
     "collate",

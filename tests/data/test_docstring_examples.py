@@ -8,8 +8,10 @@ import importlib
 import pytest
 
 MODULES = {
+    "segkern.data.aspect": 2,
     "segkern.data.open": 2,
     "segkern.data.sampler": 1,
+    "segkern.transforms.instances": 3,
     "segkern.transforms.pair": 3,
     "segkern.losses.border": 3,
     "segkern.losses.cross_entropy": 3,
