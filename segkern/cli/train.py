@@ -106,7 +106,8 @@ def train(
         int | None, _option("--batch-size", panel=_RECIPE, help="Images a step, over all devices.")
     ] = None,
     optimizer: Annotated[
-        str | None, _option("--optimizer", panel=_RECIPE, metavar="NAME", help="sgd, adam or rmsprop.")
+        str | None,
+        _option("--optimizer", panel=_RECIPE, metavar="NAME", help="sgd, adam or rmsprop."),
     ] = None,
     lr: Annotated[float | None, _option("--lr", panel=_RECIPE, help="Learning rate.")] = None,
     momentum: Annotated[float | None, _option("--momentum", panel=_RECIPE, help="Of SGD.")] = None,
@@ -115,7 +116,9 @@ def train(
     ] = None,
     schedule: Annotated[
         str | None,
-        _option("--schedule", panel=_RECIPE, metavar="NAME", help="constant, step, multistep or poly."),
+        _option(
+            "--schedule", panel=_RECIPE, metavar="NAME", help="constant, step, multistep or poly."
+        ),
     ] = None,
     step_size: Annotated[
         int | None,
@@ -310,7 +313,7 @@ def train(
             "--crf",
             panel=_NETWORK,
             help="End the network with a CRF-as-RNN; for its options "
-            "--option 'crf={\"kernel_weights\": \"vector\"}'.",
+            '--option \'crf={"kernel_weights": "vector"}\'.',
         ),
     ] = False,
     device: Annotated[

@@ -26,16 +26,12 @@ def collate_by_size(samples: list[Sample]) -> list[Sample]:
 class EpochBatches:
     """Indices of the batches of an epoch: `EpochSampler`'s, cut into this process's batches.
 
-    Samples left over at the end, fewer than a batch, are not used in that epoch.
-
     batch_size: samples of an optimiser step over all `world` processes.
     """
 
     def __init__(
         self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
-        check_batch_size(length, batch_size, world)
-        self.steps_per_epoch = length // batch_size
         self._own = batch_size // world
         self._sampler = EpochSampler(length, seed, rank, world, uneven="drop")
         self._batches = BatchSampler(self._sampler, self._own, drop_last=True)
@@ -51,28 +47,17 @@ class EpochBatches:
         return len(self._batches)
 
 
-def check_batch_size(length: int, batch_size: int, world: int) -> None:
-    """Raise EngineError where `length` samples or `world` processes do not allow the batch size."""
-    if batch_size % world:
-        raise EngineError(
-            f"train: batch_size must be a multiple of the {world} processes, got {batch_size}"
-        )
-    if length < batch_size:
-        raise EngineError(
-            "train: batch_size must be at most the number of training samples, "
-            f"{length}, got {batch_size}; give --batch-size"
-        )
-
-
 class TrainLoader:
     """Training batches from where `state` stands to the end of the epoch.
 
     `len()` and iteration follow `state`, and iteration starts the loading only when the first batch
     is asked for, so that making an iterator twice costs nothing. Worker processes live as long as
-    the loader.
+    the loader. Samples left over at the end of an epoch, fewer than a batch, are not used in that
+    epoch.
 
-    batches: Indices of the batches, with `set_epoch` and `steps_per_epoch` as `EpochBatches`, which
-    is what None stands for. batch_size: samples of an optimiser step over all `world` processes.
+    batch_size: samples of an optimiser step over all `world` processes. batches: indices of an
+    epoch's batches, as many as there are whole ones, and `set_epoch(epoch, start)`; None is
+    `EpochBatches`.
     """
 
     def __init__(
@@ -89,10 +74,21 @@ class TrainLoader:
         batches: Any = None,
         collate_fn: Callable[..., Any] = collate,
     ) -> None:
+        if batch_size % world:
+            raise EngineError(
+                f"train: batch_size must be a multiple of the {world} processes, got {batch_size}"
+            )
+        if len(dataset) < batch_size:
+            raise EngineError(
+                "train: batch_size must be at most the number of training samples, "
+                f"{len(dataset)}, got {batch_size}; give --batch-size"
+            )
         self.dataset = dataset
         self.state = state
-        self._batches = batches or EpochBatches(len(dataset), batch_size, seed, rank, world)
-        self.steps_per_epoch = self._batches.steps_per_epoch
+        self.steps_per_epoch = len(dataset) // batch_size
+        if batches is None:
+            batches = EpochBatches(len(dataset), batch_size, seed, rank, world)
+        self._batches = batches
         self._loader = DataLoader(
             dataset,
             batch_sampler=self._batches,

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from segkern.data import collate_instances
+from segkern.data import AspectBatchSampler, collate_instances
 from segkern.data._rle import coco_masks, encode_masks
 from segkern.engine.callbacks import gather
 from segkern.engine.errors import EngineError
@@ -19,7 +19,7 @@ from segkern.engine.files import write_json
 from segkern.engine.instance_drawing import Canvas, draw_instance, draw_instances
 from segkern.engine.instance_module import Figures, InstanceModule
 from segkern.engine.instances import WORKING_PIXELS, Instance, Instances, detect, find
-from segkern.engine.loader import EpochBatches, validation_loader
+from segkern.engine.loader import validation_loader
 from segkern.engine.loading import Trained
 from segkern.engine.module import distributed
 from segkern.engine.state import RunState
@@ -54,9 +54,7 @@ class DetectionTask(Task):
     """What networks of instances and panoptic ones have in common: lists of images, own losses."""
 
     loss = "network"
-    foreign_recipe = (
-        "class_weights", "crop", "resize", "scale", "scale_step", "elastic",
-    )  # fmt: skip
+    foreign_recipe = ("class_weights", "resize", "scale", "scale_step", "elastic")
 
     def check(self, settings: Any) -> None:
         super().check(settings)
@@ -95,7 +93,10 @@ class DetectionTask(Task):
         return train, build_instance_transform(recipe, train=False)
 
     def train_batches(self, dataset: Any, recipe: Recipe, seed: int, rank: int, world: int) -> Any:
-        return EpochBatches(len(dataset), recipe.batch_size, seed, rank, world)
+        if not recipe.aspect_groups:
+            return super().train_batches(dataset, recipe, seed, rank, world)
+        sizes = [dataset.image_size(index) for index in range(len(dataset))]
+        return AspectBatchSampler(sizes, recipe.batch_size, seed, rank, world)
 
     def collate(self) -> Callable[..., Any]:
         return collate_instances
