@@ -65,9 +65,7 @@ class DecoupledHead(nn.Module):
         light: Whether one tower, with both coordinates, makes the masks of columns and rows.
     """
 
-    def __init__(
-        self, channels: int, config: SOLOOptions, grids: list[int], light: bool
-    ) -> None:
+    def __init__(self, channels: int, config: SOLOOptions, grids: list[int], light: bool) -> None:
         super().__init__()
         width, depth = config.head_channels, config.depth
         self.grids, self.light = grids, light

@@ -75,16 +75,23 @@ class SOLO(SOLONetwork):
     Args:
         config: See :class:`SOLOConfig`.
 
-    Forward takes a list of (3, H, W) float images, RGB from 0 to 1, of any sizes, and in training
-    a list of targets: boxes (n, 4) x1, y1, x2, y2 in pixels, labels int64 (n,) from 1, masks uint8
-    (n, H, W); n may be 0. In training it returns ``loss_category`` and ``loss_mask``, whose sum is
-    the loss; otherwise a list of dicts: boxes float32 (n, 4) around the masks, labels, scores,
-    falling, and masks bool (n, H, W).
+    Forward takes a list of float32 (3, H, W) RGB images in 0..1 of any sizes on one device, and in
+    training a dict for each: ``boxes`` float (n, 4), x1, y1, x2, y2 in pixels, with x1 < x2 and
+    y1 < y2; ``labels`` int64 (n,) from 1; ``masks`` uint8 or bool (n, H, W). n may be 0, other
+    keys are ignored. It returns
+
+    - in training, a dict of two losses, whose sum is to be minimised: ``loss_category`` and
+      ``loss_mask``, the latter weighted by 3;
+    - in evaluation, a dict for each image, by falling score: ``boxes`` float32 (n, 4) around the
+      masks, ``labels`` (n,), ``scores`` float32 (n,), ``masks`` bool (n, H, W) at the image's size.
 
     Raises (forward):
-        TypeError, ValueError: If an image or a target is of another form.
+        TypeError, ValueError: images or targets of another form, with values that are not finite,
+            boxes without extent, labels out of range; the message names the argument.
 
-    Deterministic on the CPU. Paper: arXiv:1912.04488.
+    Training draws from torch's generator; evaluation is deterministic on the CPU.
+
+    Paper: arXiv:1912.04488.
 
     Of the S^2 masks of a level only those that are needed are computed: in training those of the
     cells that an instance takes, at evaluation those of the cells that pass the threshold. The
@@ -97,7 +104,7 @@ class SOLO(SOLONetwork):
           division of floats may give the one before.
         - A batch without a positive cell has a mask loss of 0; the release fails.
         - Instances without a pixel at the image's own size are not returned.
-        - With ``norm="frozen"`` scale and shift of batch norm are constant too.
+        - Frozen batch norm has a constant scale and shift too; the release trains them.
     """
 
     def __init__(self, config: SOLOConfig) -> None:

@@ -170,10 +170,5 @@ def check_sizes(network: str, options: dict[str, int]) -> None:
             )
 
 
-def check_depth(network: str, name: str, value: int) -> None:
-    if not _is_int(value) or value < 1:
-        raise ValueError(f"{network}: {name} must be a positive int, got {value!r}")
-
-
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

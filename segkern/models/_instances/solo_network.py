@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 
 from segkern.losses.dice import dice_loss
 from segkern.losses.focal import sigmoid_focal_loss
-from segkern.models._instances.fpn import resnet_fpn
+from segkern.models._instances.fpn import BACKBONES, freeze_layers, resnet_fpn
 from segkern.models._instances.images import PrepareImages, Size, Target
-from segkern.models._instances.solo_checks import check_call
+from segkern.models._instances.inputs import check_images, check_targets
 from segkern.models._instances.solo_inference import (
     Detections,
     Sizes,
@@ -32,13 +31,19 @@ from segkern.models._instances.solo_levels import (
     split_features,
 )
 from segkern.models._instances.solo_targets import Assignment, assign, shrink_masks
+from segkern.models._options import check_choice
 from segkern.models.backbones import load_imagenet
+from segkern.nn import freeze_batch_norm
 
 # The mask loss counts three times the category loss.
 MASK_WEIGHT = 3.0
 
 # Bias under which every probability starts at 0.01.
 PRIOR_BIAS = -4.59511985013459
+
+
+# Layers trained where the trunk starts from weights.
+TRAINED_WITH_WEIGHTS = 3
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,10 @@ class SOLOOptions:
         in_channels: 3.
         backbone: ``"resnet50"``, ``"resnet101"``, ``"resnet18"`` or ``"resnet34"``.
         width: Factor on the trunk's channels.
-        norm: Batch norm of the trunk: ``"batch"``, or ``"frozen"``, a constant scale and shift, as
-            the paper has it after ImageNet.
-        trainable_layers: How many of layers 4, 3, 2, 1 and the stem are trained; the paper 3.
+        norm: Of the trunk: ``"batch"``, ``"frozen"``, or ``None``: frozen where the trunk starts
+            from weights, otherwise batch.
+        trainable_layers: How many of the trunk's layers 4, 3, 2, 1 and stem are trained; ``None``
+            is 3 where it starts from weights, otherwise all 5.
         channels: Of the pyramid.
         head_channels: Of the head's towers, a multiple of 32.
         depth: Convolutions of a tower.
@@ -64,25 +70,25 @@ class SOLOOptions:
             each image and evaluation takes the last.
         max_size: The most that its longer side becomes.
         score_threshold: A cell's class must score above this.
-        max_detections: The most instances of an image.
+        detections: The most instances of an image.
     """
 
     num_classes: int = 81
     in_channels: int = 3
     backbone: str = "resnet50"
     width: float = 1.0
-    norm: str = "batch"
-    trainable_layers: int = 5
+    norm: str | None = None
+    trainable_layers: int | None = None
     channels: int = 256
     head_channels: int = 256
     depth: int = 7
     levels: tuple[int, ...] = (0, 1, 2, 3, 4)
     grids: tuple[int, ...] = GRIDS
     scale_ranges: tuple[tuple[float, float], ...] = SCALE_RANGES
-    min_size: tuple[int, ...] = (800,)
+    min_size: int | tuple[int, ...] = 800
     max_size: int = 1333
     score_threshold: float = 0.1
-    max_detections: int = 100
+    detections: int = 100
 
     def __post_init__(self) -> None:
         set_level_options(self)
@@ -112,16 +118,14 @@ class SOLONetwork(nn.Module):
         self.levels = make_levels(network, config.levels, config.grids, config.scale_ranges)
         self.used_levels = tuple(config.levels)
         self.num_classes = config.num_classes
-        self.thresholds = Thresholds(
-            score=config.score_threshold, detections=config.max_detections
-        )
-        self.prepare = PrepareImages(config.min_size, config.max_size, network=network)
+        self.thresholds = Thresholds(score=config.score_threshold, detections=config.detections)
+        self.transform = PrepareImages(config.min_size, config.max_size, network=network)
         self.backbone = resnet_fpn(
             network,
             config.backbone,
             channels=config.channels,
-            norm=config.norm,
-            trainable_layers=config.trainable_layers,
+            norm="frozen" if config.norm == "frozen" else "batch",
+            trainable_layers=5 if config.trainable_layers is None else config.trainable_layers,
             width=config.width,
         )
         for module in self.backbone.fpn.modules():
@@ -141,10 +145,12 @@ class SOLONetwork(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
+        self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
     ) -> dict[str, Tensor] | list[Detections]:
-        check_call(self.network, images, targets, self.training, self.num_classes)
-        batch, resized = self.prepare(images, targets if self.training else None)
+        check_images(self.network, images)
+        if self.training:
+            check_targets(self.network, images, targets, self.num_classes)
+        batch, resized = self.transform(images, targets if self.training else None)
         pyramid = self.backbone(batch.tensors)
         maps = split_features(pyramid)
         output = self.run_head(pyramid, [maps[level] for level in self.used_levels])
@@ -194,20 +200,24 @@ class SOLONetwork(nn.Module):
         return parts
 
     def load_backbone(self, source: str | Path) -> None:
-        """Start the trunk from ImageNet, as the paper does.
-
-        The paper then keeps batch norm's statistics and trains layers 2 to 4 alone: build the
-        network with ``norm="frozen", trainable_layers=3``.
+        """Start the trunk from ImageNet; freeze its norm and first layers if not said otherwise.
 
         Args:
-            source: See :func:`segkern.models.backbones.load_imagenet`.
+            source: See :func:`segkern.models.backbones.load_imagenet`. The network normalises its
+                images itself, so its recipe's input stays as it is.
 
         Raises:
             WeightsError: If it does not fit.
         """
+        recipe = self.recipe
         load_imagenet(self, self.backbone.body, self.config["backbone"], source)
-        # The network scales its images itself.
-        self.recipe = dataclasses.replace(self.recipe, input="unit")
+        self.recipe = recipe
+        if self.config["norm"] is None:
+            self.config["norm"] = "frozen"
+            freeze_batch_norm(self.backbone.body)
+        if self.config["trainable_layers"] is None:
+            self.config["trainable_layers"] = TRAINED_WITH_WEIGHTS
+            freeze_layers(self.backbone.body, TRAINED_WITH_WEIGHTS)
 
 
 class Owed:
@@ -253,18 +263,19 @@ class Owed:
 
 
 def _check_options(network: str, config: SOLOOptions) -> None:
-    if config.in_channels != 3:
-        raise ValueError(f"{network}: in_channels must be 3, got {config.in_channels}")
+    check_choice(network, "backbone", config.backbone, BACKBONES)
+    check_choice(network, "norm", config.norm, (None, "batch", "frozen"))
+    check_choice(network, "in_channels", config.in_channels, (3,))
     if config.num_classes < 2:
         raise ValueError(
-            f"{network}: num_classes must be at least 2, the background and a class of things, "
+            f"{network}: num_classes must be at least 2, the background among them, "
             f"got {config.num_classes}"
         )
     if not 0 <= config.score_threshold < 1:
         raise ValueError(
             f"{network}: score_threshold must be in [0, 1), got {config.score_threshold}"
         )
-    for name in ("channels", "depth", "max_detections"):
+    for name in ("channels", "depth", "detections"):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{network}: {name} must be a positive int, got {value!r}")

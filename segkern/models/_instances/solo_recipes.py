@@ -7,9 +7,9 @@ import dataclasses
 from segkern.models._recipe import Recipe
 
 _NOTES = (
-    "ImageNet weights, build with norm='frozen', trainable_layers=3: stem and layer 1 are not "
-    "trained and batch norm keeps its statistics. Images are resized by the network. The loss is "
-    "the category loss plus three times the mask loss. Measured at one scale, without flips."
+    "Starts from ImageNet weights: weights_backbone; then stem and layer 1 are not trained and "
+    "batch norm keeps its statistics. Images are resized by the network's min_size and max_size. "
+    "Measured at one scale, without flips."
 )
 
 # 12 epochs at the one size of the network's default.

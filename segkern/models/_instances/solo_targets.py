@@ -93,13 +93,16 @@ def _regions(target: Target, levels: Sequence[Level], padded: Size) -> Tensor:
     size = sides.prod(dim=1).sqrt()
     area = masks.sum(dim=(1, 2))
     # Sums of indices are whole numbers, so the centre is rounded once.
-    middle = torch.stack(
-        [
-            (masks.sum(dim=2) * torch.arange(height, device=device)).sum(dim=1),
-            (masks.sum(dim=1) * torch.arange(width, device=device)).sum(dim=1),
-        ],
-        dim=1,
-    ) / area.clamp(min=1)[:, None].double()
+    middle = (
+        torch.stack(
+            [
+                (masks.sum(dim=2) * torch.arange(height, device=device)).sum(dim=1),
+                (masks.sum(dim=1) * torch.arange(width, device=device)).sum(dim=1),
+            ],
+            dim=1,
+        )
+        / area.clamp(min=1)[:, None].double()
+    )
     half = 0.5 * REGION * sides.flip(1)
     extent = torch.tensor(padded, dtype=torch.float64, device=device)
     regions = []
