@@ -163,7 +163,9 @@ def scale_channels(channels: int, width: float) -> int:
     return channels if width == 1 else max(4, round(channels * width))
 
 
-def _make_layer(channels: int, planes: int, layer, stride_in: str, is_basic: bool) -> nn.Sequential:
+def _make_layer(
+    channels: int, planes: int, layer, stride_in: str, is_basic: bool
+) -> nn.Sequential:
     make = _torchvision_block("BasicBlock" if is_basic else "Bottleneck")
     out_channels = make.expansion * planes
     blocks = []
