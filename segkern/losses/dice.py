@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # Elements worked on at a time, of temporary values: what stays in the cache of a CPU's core, and
 # enough to fill a GPU.
@@ -42,8 +41,8 @@ def dice_loss(
         TypeError, ValueError: an argument of the wrong form, dtype, shape or range.
         IndexError: a row that ``target`` has not.
 
-    Differentiable once, in ``masks``; keeps its arguments and two numbers a mask for the backward
-    pass. Computed in float32 or wider, under autocast too. Deterministic. Wang et al., SOLO,
+    Differentiable in ``masks``; keeps its arguments and two numbers a mask for the backward pass.
+    Computed in float32 or wider, under autocast too. Deterministic. Wang et al., SOLO,
     arXiv:1912.04488, equation 3; Milletari et al., arXiv:1606.04797.
 
     Example:
@@ -81,13 +80,14 @@ class _DiceLoss(torch.autograd.Function):
             shared[part] = p.mul_(q).sum(1)
         squares += 2 * eps
         ctx.save_for_backward(masks, target, rows, shared, squares)
-        ctx.from_logits = from_logits
+        ctx.from_logits, ctx.eps = from_logits, eps
         return 1 - 2 * shared / squares
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         masks, target, rows, shared, squares = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            return _slope_of_all(grad, masks, target[rows], ctx), None, None, None, None
         of_target = (-2 * grad / squares)[:, None]
         of_mask = (4 * grad * shared / squares**2)[:, None]
         gradient = torch.empty_like(masks)
@@ -99,6 +99,16 @@ class _DiceLoss(torch.autograd.Function):
                 slope.mul_(p).mul_(p.neg_().add_(1))
             gradient[part] = slope
         return gradient, None, None, None, None
+
+
+def _slope_of_all(grad: Tensor, masks: Tensor, target: Tensor, ctx: Any) -> Tensor:
+    """The gradient, with everything that it depends on in the graph."""
+    p = _probabilities(masks, ctx.from_logits, grad.dtype)
+    q = target.to(grad.dtype)
+    shared = (p * q).sum(1, keepdim=True)
+    squares = (p * p + q * q).sum(1, keepdim=True) + 2 * ctx.eps
+    slope = (4 * shared * p / squares**2 - 2 * q / squares) * grad[:, None]
+    return (slope * p * (1 - p) if ctx.from_logits else slope).to(masks.dtype)
 
 
 def _probabilities(masks: Tensor, from_logits: bool, dtype: torch.dtype) -> Tensor:

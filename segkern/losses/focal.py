@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 REDUCTIONS = ("sum", "mean", "none")
@@ -47,9 +46,8 @@ def sigmoid_focal_loss(
         TypeError, ValueError: an argument of the wrong form, dtype, shape or range. Values of the
             target are not looked at: a label beyond the classes is background.
 
-    Differentiable once, in ``logits``; keeps the logits and a byte each for the backward pass.
-    Computed in float32 or wider, under autocast too. Deterministic. Lin et al., arXiv:1708.02002,
-    equation 5.
+    Differentiable in ``logits``; keeps them and a byte each for the backward pass. Computed in
+    float32 or wider, under autocast too. Deterministic. Lin et al., arXiv:1708.02002, equation 5.
 
     Example:
         >>> import torch
@@ -83,27 +81,23 @@ class _FocalLoss(torch.autograd.Function):
         ctx.save_for_backward(logits, positive)
         ctx.alpha, ctx.gamma = alpha, gamma
         wrong = torch.where(positive, -logits, logits)
-        losses = F.softplus(wrong, threshold=_LINEAR)
-        losses *= _power(wrong.sigmoid_(), gamma)
-        return losses.mul_(_weights(positive, alpha, losses))
+        # Not in place: torch.compile would lose the gradient of what is returned.
+        losses = F.softplus(wrong, threshold=_LINEAR) * _power(wrong.sigmoid(), gamma)
+        return losses * _choose(positive, alpha, 1 - alpha, losses)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, positive = ctx.saved_tensors
         wrong = torch.where(positive, -logits, logits)
-        slope = F.softplus(wrong, threshold=_LINEAR).mul_(ctx.gamma)
+        share = wrong.sigmoid()
         # 1 - q as a sigmoid of its own, exact where q is near 1.
-        slope *= torch.sigmoid(-wrong)
-        share = wrong.sigmoid_()
-        slope += share
-        slope *= _power(share, ctx.gamma)
-        signed = torch.where(positive, -ctx.alpha, 1 - ctx.alpha)
-        return slope.mul_(signed).mul_(grad), None, None, None
+        slope = ctx.gamma * F.softplus(wrong, threshold=_LINEAR) * torch.sigmoid(-wrong) + share
+        slope = slope * _power(share, ctx.gamma)
+        return slope * _choose(positive, -ctx.alpha, 1 - ctx.alpha, slope) * grad, None, None, None
 
 
-def _weights(positive: Tensor, alpha: float, like: Tensor) -> Tensor:
-    return torch.where(positive, alpha, 1 - alpha).to(like.dtype)
+def _choose(positive: Tensor, yes: float, no: float, like: Tensor) -> Tensor:
+    return torch.where(positive, like.new_full((), yes), like.new_full((), no))
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:

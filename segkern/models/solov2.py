@@ -146,6 +146,7 @@ class SOLOv2(SOLONetwork):
 
     shared_cells = True
     logit_masks = True
+    whole_pyramid = True
 
     def __init__(self, name: str, config: SOLOv2Config) -> None:
         super().__init__(name, config)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -32,7 +31,7 @@ def dynamic_conv(
     Raises:
         TypeError, ValueError: an argument of the wrong form, dtype, shape or range.
 
-    Differentiable once for 1x1 kernels, twice for 3x3. Under autocast features and kernels are cast
+    Differentiable any number of times. Under autocast features and kernels are cast
     to its dtype. Deterministic where torch's products and convolutions are. Wang et al., SOLOv2,
     arXiv:2003.10152, section 3.2.1.
 
@@ -82,19 +81,23 @@ class _PerImageProduct(torch.autograd.Function):
         return masks
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         features, kernels = ctx.saved_tensors
-        sizes = ctx.sizes
         of_features = of_kernels = None
-        parts = grad.split(sizes)
+        owns, parts = kernels.split(ctx.sizes), grad.split(ctx.sizes)
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            pairs = [(own.T, part) for own, part in zip(owns, parts)]
+            of_features = torch.stack([a @ b for a, b in pairs]) if pairs else features
+            pairs = [(part, image.T) for image, part in zip(features, parts)]
+            of_kernels = torch.cat([a @ b for a, b in pairs]) if pairs else kernels
+            return of_features, of_kernels, None
         if ctx.needs_input_grad[0]:
             of_features = torch.empty_like(features)
-            for own, part, out in zip(kernels.split(sizes), parts, of_features, strict=True):
+            for own, part, out in zip(owns, parts, of_features):
                 torch.mm(own.T, part, out=out)
         if ctx.needs_input_grad[1]:
             of_kernels = torch.empty_like(kernels)
-            for image, part, out in zip(features, parts, of_kernels.split(sizes), strict=True):
+            for image, part, out in zip(features, parts, of_kernels.split(ctx.sizes)):
                 torch.mm(part, image.T, out=out)
         return of_features, of_kernels, None
 

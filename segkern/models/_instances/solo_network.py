@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segkern.losses.dice import dice_loss
 from segkern.losses.focal import sigmoid_focal_loss
-from segkern.models._instances.fpn import BACKBONES, freeze_layers, resnet_fpn
+from segkern.models._instances.fpn import BACKBONES, FeaturePyramid, freeze_layers, resnet_fpn
 from segkern.models._instances.images import PrepareImages, Size, Target
 from segkern.models._instances.inputs import check_images, check_targets
 from segkern.models._instances.solo_inference import (
@@ -110,6 +110,8 @@ class SOLONetwork(nn.Module):
     shared_cells = False
     #: Whether :meth:`masks_of` gives logits.
     logit_masks = False
+    #: Whether the head takes P2 to P5 whatever the levels.
+    whole_pyramid = False
 
     def __init__(self, network: str, config: SOLOOptions) -> None:
         super().__init__()
@@ -131,6 +133,15 @@ class SOLONetwork(nn.Module):
         for module in self.backbone.fpn.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
+        if not self.whole_pyramid:
+            self._freeze_unused(self.backbone.fpn)
+
+    def _freeze_unused(self, pyramid: FeaturePyramid) -> None:
+        """Stop the training of convolutions that no level is made of, which have no gradient."""
+        used = [min(level, 3) for level in self.used_levels]
+        for block in range(4):
+            pyramid.inner_blocks[block].requires_grad_(block >= min(used))
+            pyramid.layer_blocks[block].requires_grad_(block in used)
 
     def run_head(self, pyramid: list[Tensor], maps: list[Tensor]):
         """The head's output, from P2 to P6 and the levels' maps."""
