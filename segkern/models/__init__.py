@@ -34,6 +34,7 @@ from segkern.models import (
 )  # isort: skip
 from segkern.models import fcn, patch_cnn, unet  # isort: skip
 from segkern.models import maskrcnn  # isort: skip
+from segkern.models import decoupled_solo, solo, solov2  # isort: skip
 
 __all__ = [
     "LoadReport",
@@ -43,6 +44,7 @@ __all__ = [
     "create_model",
     "danet",
     "deconvnet",
+    "decoupled_solo",
     "deep_parsing_network",
     "deeplabv1",
     "deeplabv2",
@@ -71,5 +73,7 @@ __all__ = [
     "save_weights",
     "segnet",
     "segnet_basic",
+    "solo",
+    "solov2",
     "unet",
 ]
