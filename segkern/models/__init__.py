@@ -33,6 +33,7 @@ from segkern.models import (
     espnet,
 )  # isort: skip
 from segkern.models import fcn, patch_cnn, unet  # isort: skip
+from segkern.models import maskrcnn  # isort: skip
 
 __all__ = [
     "LoadReport",
@@ -60,6 +61,7 @@ __all__ = [
     "linknet",
     "list_models",
     "load_weights",
+    "maskrcnn",
     "patch_cnn",
     "preprocess",
     "pspnet",
