@@ -33,13 +33,14 @@ from segkern.models import (
     espnet,
 )  # isort: skip
 from segkern.models import fcn, patch_cnn, unet  # isort: skip
-from segkern.models import maskrcnn  # isort: skip
+from segkern.models import aunet, maskrcnn  # isort: skip
 
 __all__ = [
     "LoadReport",
     "ModelEntry",
     "Recipe",
     "WeightsError",
+    "aunet",
     "create_model",
     "danet",
     "deconvnet",
