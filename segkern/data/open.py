@@ -7,10 +7,12 @@ from pathlib import Path
 
 from segkern.data._base import SegmentationDataset, Transform
 from segkern.data._errors import DatasetError
+from segkern.data._instances import InstanceDataset, InstanceTransform
 from segkern.data.camvid import CamVid
 from segkern.data.cityscapes import Cityscapes
 from segkern.data.folder import Folder
 from segkern.data.synthetic import Synthetic
+from segkern.data.synthetic_instances import SyntheticInstances
 from segkern.data.voc import VOC
 
 FORMS = """known forms are
@@ -20,29 +22,35 @@ FORMS = """known forms are
   voc:DIR           PASCAL VOC 2012: DIR/JPEGImages, DIR/SegmentationClass, DIR/ImageSets; train is
                     trainaug.txt where that list is there
   cityscapes:DIR    Cityscapes, 19 classes: DIR/leftImg8bit, DIR/gtFine
-  folder:DIR        your own: DIR/images and DIR/masks, optional train/ and val/ in both"""
+  folder:DIR        your own: DIR/images and DIR/masks, optional train/ and val/ in both
+of single objects
+  synthetic-instances[:HxW]   balls, crates, cones and rings drawn on the fly, 128x128
+of objects and background
+  synthetic-panoptic[:HxW]    the same with sky, hills, field and water"""
 """The list shown where a specification is not understood."""
 
 _OPENERS = {"camvid": CamVid, "voc": VOC, "cityscapes": Cityscapes, "folder": Folder}
+_DRAWN = {"synthetic-instances": "instance", "synthetic-panoptic": "panoptic"}
 
 
 def open_dataset(
     spec: str,
     split: str,
     *,
-    transform: Transform | None = None,
+    transform: Transform | InstanceTransform | None = None,
     seed: int = 0,
     size: tuple[int, int] | None = None,
     length: int | None = None,
     cache_images: bool = False,
-) -> SegmentationDataset:
+) -> SegmentationDataset | InstanceDataset:
     """Open a data set by its specification, and check all of its files.
 
     Args:
         spec: ``"synthetic"``, ``"synthetic:HxW"``, ``"camvid:DIR"``, ``"voc:DIR"``,
-            ``"cityscapes:DIR"`` or ``"folder:DIR"``.
+            ``"cityscapes:DIR"`` or ``"folder:DIR"``; of instances ``"synthetic-instances[:HxW]"``;
+            panoptic ``"synthetic-panoptic[:HxW]"``.
         split: ``"train"`` or ``"val"``, or ``"test"`` where there is one.
-        transform: see `SegmentationDataset`.
+        transform: see `SegmentationDataset`, or `InstanceDataset`.
         seed: base seed of all random choices; it does not move the border between the splits.
         size: (H, W) of the samples: drawn at this size, or resized to it on loading.
         length: at most this many samples; for ``synthetic`` the number of samples.
@@ -50,7 +58,7 @@ def open_dataset(
             training split).
 
     Returns:
-        the data set.
+        the data set: an `InstanceDataset` for the forms of instances and panoptic segments.
 
     Raises:
         DatasetError: the specification is not understood, or files are bad; all of them are named.
@@ -66,6 +74,11 @@ def open_dataset(
     if kind == "synthetic":
         drawn = size if size is not None else _parse_size(spec, rest)
         return Synthetic(split, size=drawn, transform=transform, seed=seed, length=length)
+    if kind in _DRAWN:
+        drawn = size if size is not None else _parse_size(spec, rest)
+        return SyntheticInstances(
+            split, task=_DRAWN[kind], size=drawn, transform=transform, seed=seed, length=length
+        )
     if kind not in _OPENERS:
         raise DatasetError(f"open_dataset: spec must name a data set, got {spec!r}; {FORMS}")
     if not rest:
@@ -90,7 +103,7 @@ def _parse_size(spec: str, text: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None:
         raise DatasetError(
-            "open_dataset: the size in spec must be HxW as in synthetic:240x320, "
+            f"open_dataset: the size in spec must be HxW as in {spec.partition(':')[0]}:240x320, "
             f"got {spec!r}; {FORMS}"
         )
     return int(match[1]), int(match[2])

@@ -13,6 +13,7 @@ MODULES = {
     "segkern.transforms.pair": 3,
     "segkern.losses.border": 3,
     "segkern.losses.cross_entropy": 3,
+    "segkern.metrics.coco": 6,
     "segkern.metrics.confusion": 1,
     "segkern.metrics.panoptic": 9,
     "segkern.metrics.segmentation": 3,
