@@ -116,6 +116,15 @@ class AUNet(MaskRCNN):
     Raises (forward):
         TypeError, ValueError: images or targets of another form; the message names the argument.
 
+    Example:
+        >>> import torch
+        >>> from segkern.models import create_model
+        >>> model = create_model("aunet", backbone="resnet18", min_size=64, max_size=64).eval()
+        >>> with torch.no_grad():
+        ...     (found,) = model([torch.zeros(3, 48, 64)])
+        >>> tuple(found["panoptic"].shape)
+        (48, 64)
+
     Training draws from torch's generator; evaluation is deterministic.
 
     The paper leaves open how many layers the branch has, which maps the attention is on, which

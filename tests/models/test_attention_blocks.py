@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from segkern.models._instances import attention, background
 from segkern.models._instances.attention import (
     BackgroundSelect,
     MaskAttention,
@@ -216,3 +219,9 @@ def test_classes_of_pixels():
     wanted = doubled(doubled(logits[1, :, :6, :5]).mT).mT.argmax(0)
     assert larger.dtype == torch.int64 and torch.equal(larger, wanted)
     assert enlarge(logits).shape == (2, 4, 32, 48)
+
+
+@pytest.mark.parametrize("module", [attention, background])
+def test_examples(module):
+    result = doctest.testmod(module)
+    assert result.failed == 0 and result.attempted >= 4

@@ -309,6 +309,22 @@ def test_options_of_the_fusion_reach_it(trained):
     assert torch.equal(ids, result["panoptic"]) and segments == result["segments"]
 
 
+def test_half_precision_is_near(trained):
+    """Under autocast: finite losses near those in float32, and a panoptic map."""
+    model = copy.deepcopy(trained[0])
+    images, targets = scenes(2)
+    found = []
+    for is_half in (False, True):
+        torch.manual_seed(7)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+            found.append(model(images, targets))
+    for name in ("loss_background", "loss_objectness", "loss_classifier"):
+        assert found[1][name].item() == pytest.approx(found[0][name].item(), rel=0.1, abs=0.02)
+    sum(found[1].values()).backward()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model.eval()(images)[0]["panoptic"].any()
+
+
 def test_semantic_maps_are_resized_with_the_masks():
     """Nearest neighbour, the rule of masks: things stay 0 exactly where masks are."""
     image, target = scene(2)

@@ -146,3 +146,5 @@ def test_wrong_shapes():
         fused(masks, [1], [0.5, 0.5])
     with pytest.raises(ValueError, match=r"fuse_panoptic: semantic must be \(3, 4\)"):
         fused(masks, [1, 1], [0.5, 0.5], torch.zeros(4, 3).long())
+    with pytest.raises(ValueError, match="fuse_panoptic: semantic must be from 0 to 3, got 7"):
+        fused(masks, [1, 1], [0.5, 0.5], torch.full((3, 4), 7))

@@ -50,7 +50,7 @@ def fuse_panoptic(
         (None for stuff) and ``area`` in pixels, which is positive.
 
     Raises:
-        ValueError: shapes that do not go together.
+        ValueError: shapes that do not go together, a free pixel of a class beyond num_stuff.
 
     Deterministic. After the heuristic of Kirillov et al., arXiv:1801.00868, appendix.
     """
@@ -74,7 +74,11 @@ def fuse_panoptic(
     free = ids == VOID
     classes = torch.where(free, semantic, VOID)
     pixels = torch.bincount(classes.flatten(), minlength=num_stuff + 1)
-    is_kept = pixels[: num_stuff + 1] >= max(1, stuff_area)
+    if len(pixels) > num_stuff + 1:
+        raise ValueError(
+            f"fuse_panoptic: semantic must be from 0 to {num_stuff}, got {len(pixels) - 1}"
+        )
+    is_kept = pixels >= max(1, stuff_area)
     is_kept[VOID] = False
     stuff = torch.arange(things, things + num_stuff + 1, device=ids.device) * is_kept
     ids = torch.where(free, stuff[classes], ids)
