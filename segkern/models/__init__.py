@@ -23,6 +23,7 @@ from segkern.models import deconvnet, enet, segnet, segnet_basic  # isort: skip
 from segkern.models import danet, fc_densenet, gcn, gfrnet  # isort: skip
 from segkern.models import linknet, pspnet, refinenet  # isort: skip
 from segkern.models import deep_parsing_network  # isort: skip
+from segkern.models import aunet  # isort: skip
 from segkern.models import (
     deeplabv1,
     deeplabv2,
@@ -33,7 +34,7 @@ from segkern.models import (
     espnet,
 )  # isort: skip
 from segkern.models import fcn, patch_cnn, unet  # isort: skip
-from segkern.models import aunet, maskrcnn  # isort: skip
+from segkern.models import maskrcnn  # isort: skip
 
 __all__ = [
     "LoadReport",
