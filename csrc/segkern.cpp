@@ -63,8 +63,8 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "int activation) -> Tensor");
 
   // Boxes on feature maps, see segkern/ops/roi_align.py and segkern/ops/roi_upsample.py.
-  // level_sizes: limits between levels; sizes: N, C, then H and W of each level; mode and reduction: RoiWeights
-  // in csrc/roi/roi.h and RoiReduction in csrc/roi/roi_ops.h.
+  // level_sizes: limits between levels; sizes: N, C, then H and W of each level; mode and
+  // reduction: RoiWeights in csrc/roi/roi.h and RoiReduction in csrc/roi/roi_ops.h.
   m.def(
       "roi_align(Tensor[] inputs, Tensor rois, SymInt output_h, SymInt output_w, "
       "float[] spatial_scales, float[] level_sizes, int sampling_ratio, bool aligned) -> Tensor");

@@ -23,6 +23,7 @@ from segkern.models import deconvnet, enet, segnet, segnet_basic  # isort: skip
 from segkern.models import danet, fc_densenet, gcn, gfrnet  # isort: skip
 from segkern.models import linknet, pspnet, refinenet  # isort: skip
 from segkern.models import deep_parsing_network  # isort: skip
+from segkern.models import aunet  # isort: skip
 from segkern.models import (
     deeplabv1,
     deeplabv2,
@@ -41,6 +42,7 @@ __all__ = [
     "ModelEntry",
     "Recipe",
     "WeightsError",
+    "aunet",
     "create_model",
     "danet",
     "deconvnet",

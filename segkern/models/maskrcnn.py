@@ -141,14 +141,16 @@ class MaskRCNN(nn.Module):
     call. An object that overlaps no anchor at all makes none of them positive.
     """
 
+    network = "maskrcnn"
+
     def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
-        _check_config(config)
+        _check_config(self.network, config)
         self.num_classes = config.num_classes
         is_v2, is_frozen = config.version == "v2", config.norm == "frozen"
-        self.transform = PrepareImages(config.min_size, config.max_size, network="maskrcnn")
+        self.transform = PrepareImages(config.min_size, config.max_size, network=self.network)
         self.backbone = resnet_fpn(
-            "maskrcnn",
+            self.network,
             config.backbone,
             channels=config.channels,
             norm="frozen" if is_frozen else "batch",
@@ -202,9 +204,9 @@ class MaskRCNN(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        check_images("maskrcnn", images)
+        check_images(self.network, images)
         if self.training:
-            check_targets("maskrcnn", images, targets, self.num_classes)
+            check_targets(self.network, images, targets, self.num_classes)
         batch, targets = self.transform(images, targets if self.training else None)
         maps = self.backbone(batch.tensors)
         proposals, proposal_losses = self.rpn(batch, maps, targets)
@@ -248,28 +250,28 @@ def finish(batch: ImageList, found: Sequence[Detections]) -> list[dict[str, Tens
     return results
 
 
-def _check_config(config: MaskRCNNConfig) -> None:
-    check_choice("maskrcnn", "backbone", config.backbone, BACKBONES)
-    check_choice("maskrcnn", "version", config.version, ("v1", "v2"))
-    check_choice("maskrcnn", "norm", config.norm, (None, "batch", "frozen"))
-    check_choice("maskrcnn", "in_channels", config.in_channels, (3,))
+def _check_config(network: str, config: MaskRCNNConfig) -> None:
+    check_choice(network, "backbone", config.backbone, BACKBONES)
+    check_choice(network, "version", config.version, ("v1", "v2"))
+    check_choice(network, "norm", config.norm, (None, "batch", "frozen"))
+    check_choice(network, "in_channels", config.in_channels, (3,))
     if config.num_classes < 2:
         raise ValueError(
-            "maskrcnn: num_classes must be at least 2, the background among them, "
+            f"{network}: num_classes must be at least 2, the background among them, "
             f"got {config.num_classes}"
         )
     if len(config.anchor_sizes) != len(STRIDES):
         raise ValueError(
-            f"maskrcnn: anchor_sizes must be {len(STRIDES)}, one a level, "
+            f"{network}: anchor_sizes must be {len(STRIDES)}, one a level, "
             f"got {config.anchor_sizes!r}"
         )
     for name in ("proposals_before", "proposals_after"):
         value = getattr(config, name)
         if len(value) != 2 or min(value) < 1:
-            raise ValueError(f"maskrcnn: {name} must be two positive ints, got {value!r}")
+            raise ValueError(f"{network}: {name} must be two positive ints, got {value!r}")
     for name in ("anchor_samples", "box_samples", "detections"):
         if getattr(config, name) < 1:
-            raise ValueError(f"maskrcnn: {name} must be at least 1, got {getattr(config, name)}")
+            raise ValueError(f"{network}: {name} must be at least 1, got {getattr(config, name)}")
 
 
 RECIPE = Recipe(

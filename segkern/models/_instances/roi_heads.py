@@ -45,6 +45,19 @@ class Detections(NamedTuple):
     masks: Tensor
 
 
+class MaskFeatures(NamedTuple):
+    """What the mask head makes of the boxes it works on.
+
+    Attributes:
+        boxes: (K_i, 4) of each image, in the batch's pixels: in training the proposals for an
+            object among those drawn, in evaluation the detections.
+        features: (sum of K_i, C, h, w), before the mask predictor.
+    """
+
+    boxes: list[Tensor]
+    features: Tensor
+
+
 class Sampled(NamedTuple):
     """Proposals of one image that are trained on.
 
@@ -75,8 +88,8 @@ class RoIHeads(nn.Module):
 
     Forward takes the batch, its pyramid, the proposals of each image, and targets in training. In
     training it returns no detections and the losses ``loss_classifier``, ``loss_box_reg``,
-    ``loss_mask``; in evaluation the :class:`Detections` of each image and no losses. He et al.,
-    arXiv:1703.06870.
+    ``loss_mask``; in evaluation the :class:`Detections` of each image and no losses. `run` is the
+    same with the :class:`MaskFeatures`. He et al., arXiv:1703.06870.
     """
 
     def __init__(
@@ -110,13 +123,25 @@ class RoIHeads(nn.Module):
         proposals: Sequence[Tensor],
         targets: Sequence[Target] | None = None,
     ) -> tuple[list[Detections], dict[str, Tensor]]:
+        return self.run(batch, maps, proposals, targets)[:2]
+
+    def run(
+        self,
+        batch: ImageList,
+        maps: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        targets: Sequence[Target] | None = None,
+    ) -> tuple[list[Detections], dict[str, Tensor], MaskFeatures]:
         if self.training:
             sampled = [self._sample(*pair) for pair in zip(proposals, targets, strict=True)]
             losses = self._box_losses(maps, sampled, targets)
-            return [], {**losses, "loss_mask": self._mask_loss(maps, sampled, targets)}
+            loss, seen = self._mask_loss(maps, sampled, targets)
+            return [], {**losses, "loss_mask": loss}, seen
         boxes, labels, scores = self._detect(maps, proposals, batch.sizes)
-        masks = self._masks(maps, boxes, labels)
-        return [Detections(*each) for each in zip(boxes, labels, scores, masks, strict=True)], {}
+        seen = self._mask_features(maps, boxes)
+        masks = self._masks(seen, labels)
+        found = [Detections(*each) for each in zip(boxes, labels, scores, masks, strict=True)]
+        return found, {}, seen
 
     @torch.no_grad()
     def _sample(self, proposals: Tensor, target: Target) -> Sampled:
@@ -153,21 +178,24 @@ class RoIHeads(nn.Module):
 
     def _mask_loss(
         self, maps: Sequence[Tensor], sampled: Sequence[Sampled], targets: Sequence[Target]
-    ) -> Tensor:
+    ) -> tuple[Tensor, MaskFeatures]:
         """Mean cross-entropy of the masks of the objects' classes, over the proposals for one."""
         chosen = [each.labels.nonzero()[:, 0] for each in sampled]
         boxes = [each.boxes[own] for each, own in zip(sampled, chosen, strict=True)]
         labels = torch.cat([each.labels[own] for each, own in zip(sampled, chosen, strict=True)])
+        seen = self._mask_features(maps, boxes)
         if len(labels) == 0:
             layers = (*self.mask_head.parameters(), *self.mask_predictor.parameters())
-            return sum(parameter.sum() * 0 for parameter in layers)
-        bins = self.mask_pool(maps, boxes)
-        logits = self.mask_predictor(self.mask_head(bins), labels).float()
+            return sum(parameter.sum() * 0 for parameter in layers), seen
+        logits = self.mask_predictor(seen.features, labels).float()
         wanted = [
             crop_masks(target["masks"], box, each.match[own], logits.shape[-1])
             for target, box, each, own in zip(targets, boxes, sampled, chosen, strict=True)
         ]
-        return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted))
+        return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted)), seen
+
+    def _mask_features(self, maps: Sequence[Tensor], boxes: list[Tensor]) -> MaskFeatures:
+        return MaskFeatures(boxes, self.mask_head(self.mask_pool(maps, boxes)))
 
     def _detect(
         self,
@@ -206,12 +234,9 @@ class RoIHeads(nn.Module):
         boxes, labels, scores = (list(each) for each in zip(*results, strict=True))
         return boxes, labels, scores
 
-    def _masks(
-        self, maps: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
-    ) -> list[Tensor]:
-        bins = self.mask_pool(maps, boxes)
-        logits = self.mask_predictor(self.mask_head(bins), torch.cat(list(labels)))
-        return list(logits.float().sigmoid().split([len(own) for own in boxes]))
+    def _masks(self, seen: MaskFeatures, labels: Sequence[Tensor]) -> list[Tensor]:
+        logits = self.mask_predictor(seen.features, torch.cat(list(labels)))
+        return list(logits.float().sigmoid().split([len(own) for own in seen.boxes]))
 
 
 def crop_masks(masks: Tensor, boxes: Tensor, match: Tensor, size: int) -> Tensor:

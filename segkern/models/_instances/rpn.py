@@ -39,7 +39,8 @@ class RPNHead(nn.Module):
         depth: 3x3 convolutions before.
 
     Forward takes a list of (N, channels, H, W) and returns logits (N, H * W * anchors) and offsets
-    (N, H * W * anchors, 4) of each, in the order of :class:`Anchors`.
+    (N, H * W * anchors, 4) of each, in the order of :class:`Anchors`; it is `predict` of `hidden`,
+    the maps after the 3x3 convolutions, which networks that need them call one by one.
     """
 
     def __init__(self, channels: int, anchors: int, depth: int = 1) -> None:
@@ -58,9 +59,14 @@ class RPNHead(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return self.predict(self.hidden(maps))
+
+    def hidden(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        return [self.conv(level) for level in maps]
+
+    def predict(self, hidden: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, offsets = [], []
-        for level in maps:
-            features = self.conv(level)
+        for features in hidden:
             logits.append(self.cls_logits(features).permute(0, 2, 3, 1).flatten(1))
             flat = self.bbox_pred(features).permute(0, 2, 3, 1)
             offsets.append(flat.reshape(flat.shape[0], -1, 4))
@@ -79,7 +85,8 @@ class RegionProposals(nn.Module):
         samples: Anchors of an image that are trained on, half of them objects at most.
         beta: Where the loss of offsets turns from quadratic to linear; 0 is linear throughout.
 
-    Forward takes the batch, its pyramid, and targets in training; it returns the proposals of each
+    Forward takes the batch, its pyramid, targets in training, and the head's hidden maps where they
+    are there already; it returns the proposals of each
     image, (K_i, 4) by falling score, and in training the losses ``loss_objectness`` and
     ``loss_rpn_box_reg``, both divided by the number of anchors drawn. Of the anchors only the best
     are decoded, and only those trained on are encoded. Ren et al., arXiv:1506.01497.
@@ -102,9 +109,13 @@ class RegionProposals(nn.Module):
         self.head = RPNHead(channels, anchors.per_pixel, depth)
 
     def forward(
-        self, batch: ImageList, maps: Sequence[Tensor], targets: Sequence[Target] | None = None
+        self,
+        batch: ImageList,
+        maps: Sequence[Tensor],
+        targets: Sequence[Target] | None = None,
+        hidden: Sequence[Tensor] | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        logits, offsets = self.head(maps)
+        logits, offsets = self.head(maps) if hidden is None else self.head.predict(hidden)
         anchors = self.anchors(batch.tensors.shape[-2:], maps)
         proposals = self._propose(batch, logits, offsets, anchors)
         if not self.training:
