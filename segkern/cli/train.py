@@ -32,9 +32,9 @@ def train(
             "--data",
             panel=_RUN,
             metavar="D",
-            help="synthetic[:HxW] (default), camvid:DIR, voc:DIR, cityscapes:DIR or folder:DIR; of "
-            "instances synthetic-instances[:HxW] (default), coco:DIR or voc-instances:DIR; panoptic "
-            "synthetic-panoptic[:HxW] (default) or coco-panoptic:DIR.",
+            help="synthetic[:HxW] (default), camvid:DIR, voc:DIR, cityscapes:DIR or folder:DIR; "
+            "for instances synthetic-instances[:HxW] (default), coco:DIR or voc-instances:DIR; "
+            "panoptic synthetic-panoptic[:HxW] (default) or coco-panoptic:DIR.",
         ),
     ] = None,
     output: Annotated[

@@ -98,9 +98,10 @@ def _stored(path: Path, fingerprint: str) -> dict[str, Any] | None:
 def _lead(trained: Trained, measured: dict[str, Any]) -> str:
     size = f" at {measured['size'][0]}x{measured['size'][1]}" if measured["size"] else ""
     split = {"val": "validation", "train": "training"}.get(measured["split"], measured["split"])
+    score = task_of(trained.model).score_title
     return (
         f"Measured on {measured['images']} images{size} of the {split} split; "
-        f"weights of epoch {trained.card.get('epoch', '?')}, the best by validation {task_of(trained.model).score_title}."
+        f"weights of epoch {trained.card.get('epoch', '?')}, the best by validation {score}."
     )
 
 
