@@ -427,6 +427,14 @@ def test_option_errors(options, match):
         build("solov2", **options)
 
 
+def test_one_small_image_has_no_batch_statistics():
+    images, targets = batch(sizes=((30, 30),), counts=(1,))
+    with pytest.raises(ValueError, match="solov2: .*layer4.0.bn1"):
+        build("solov2", min_size=32)(images, targets)
+    frozen = build("solov2", min_size=32, norm="frozen")
+    assert all(value.isfinite() for value in frozen(images, targets).values())
+
+
 def test_call_errors():
     model = build("solo")
     images, targets = batch()

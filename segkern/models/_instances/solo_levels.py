@@ -139,7 +139,10 @@ class ConvGroupNorm(nn.Module):
         self.gn = nn.GroupNorm(GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu_(self.gn(self.conv(x)))
+        gn = self.gn
+        # nn.GroupNorm refuses a group of one value, at evaluation too; it becomes the bias here.
+        normal = torch.group_norm(self.conv(x), gn.num_groups, gn.weight, gn.bias, gn.eps)
+        return torch.relu_(normal)
 
 
 def tower(in_channels: int, channels: int, depth: int) -> nn.Sequential:

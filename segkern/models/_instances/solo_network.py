@@ -32,6 +32,7 @@ from segkern.models._instances.solo_levels import (
 )
 from segkern.models._instances.solo_targets import Assignment, assign, shrink_masks
 from segkern.models._options import check_choice
+from segkern.models._sizes import check_batch_statistics
 from segkern.models.backbones import load_imagenet
 from segkern.nn import freeze_batch_norm
 
@@ -162,6 +163,9 @@ class SOLONetwork(nn.Module):
         if self.training:
             check_targets(self.network, images, targets, self.num_classes)
         batch, resized = self.transform(images, targets if self.training else None)
+        coarsest = batch.tensors[:, :, ::32, ::32]
+        is_measured = self.training and self.backbone.body.layer4[0].bn1.training
+        check_batch_statistics(self.network, "backbone.body.layer4.0.bn1", coarsest, is_measured)
         pyramid = self.backbone(batch.tensors)
         maps = split_features(pyramid)
         output = self.run_head(pyramid, [maps[level] for level in self.used_levels])
