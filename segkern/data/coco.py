@@ -28,6 +28,7 @@ from segkern.data._instances import (
     InstanceTransform,
     Target,
     check_length,
+    draw_objects,
     make_target,
     select_objects,
 )
@@ -153,11 +154,7 @@ class Coco(InstanceDataset):
         """See `InstanceDataset`; of more masks than ``mask_limit`` allows, some drawn at random."""
         rows = self._rows(index)
         rows = rows[~self._table.crowd[rows]]
-        height, width = self.image_size(index)
-        most = max(self.mask_limit // (height * width), 1)
-        if len(rows) > most:
-            drawn = torch.randperm(len(rows), generator=generator)[:most].sort().values
-            rows = rows[drawn.numpy()]
+        rows = rows[draw_objects(len(rows), self.most_masks(index), generator)]
         target = self._target(index, rows)
         kept = target["masks"].flatten(1).any(dim=1).bool()
         return self.load_image(index), target if kept.all() else select_objects(target, kept)
