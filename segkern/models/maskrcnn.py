@@ -214,7 +214,7 @@ class MaskRCNN(nn.Module):
         return finish(batch, found)
 
     def load_backbone(self, source: str | Path) -> None:
-        """Start the trunk from ImageNet, and freeze its norm and first layers if not said otherwise.
+        """Start the trunk from ImageNet; its norm and first layers freeze if not said otherwise.
 
         Args:
             source: See :func:`segkern.models.backbones.load_imagenet`. The network normalises its
