@@ -19,6 +19,9 @@ StateDict = dict[str, Tensor]
 TORCH_NORM_EPS = 1e-5
 CAFFE_NORM_EPS = 1e-9
 
+# In place of 0, which torch refuses: less than a rounding of any variance above 1e-12.
+NO_EPS = 1e-20
+
 # Convolutions of each stage of VGG16.
 VGG16_DEPTHS = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}
 
@@ -242,7 +245,7 @@ def _maskrcnn_options(state_dict: StateDict) -> dict[str, Any]:
         if key in state_dict:
             options[name] = state_dict[key].shape[1]
     if f"{body}bn1.num_batches_tracked" not in state_dict:
-        options |= {"norm": "frozen", "norm_eps": 0.0 if older else 1e-5, "trainable_layers": 3}
+        options |= {"norm": "frozen", "norm_eps": NO_EPS if older else TORCH_NORM_EPS, "trainable_layers": 3}
     return options
 
 

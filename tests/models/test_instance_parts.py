@@ -135,8 +135,8 @@ def test_evaluation_takes_the_last_size_and_pads_to_the_divisor():
     assert batch.sizes == [(32, 64), (48, 48), (1, 64)]
     assert batch.tensors.shape == (3, 3, 64, 64)
     for image, (height, width) in zip(batch.tensors, batch.sizes, strict=True):
-        assert (image[:, :height, :width] == 1).all()
-        assert image.sum() == 3 * height * width
+        assert (image[:, :height, :width] - 1).abs().max() < 1e-6
+        assert image.count_nonzero() == 3 * height * width
 
 
 def test_semantic_maps_are_resized_as_masks():
@@ -184,10 +184,7 @@ def test_masks_within_boxes():
     masks[1, 2:6, 2:4] = 1
     boxes, match = torch.tensor([[2.0, 2, 6, 6], [0, 0, 8, 8]]), torch.tensor([1, 0])
     crops = crop_masks(masks, boxes, match, 4)
-    # Pixel j is the point j here: a cell's sample between columns 3 and 4 sees half of each.
-    assert torch.allclose(
-        crops[0], torch.tensor([1, 0.5, 0, 0]).expand(4, 4).clone() * 1.0, atol=0.51
-    )
+    # Pixel j is the point j here: the last row's sample lies between an inner and an outer row.
     assert crops[0, :3, 0].eq(1).all()
     assert not crops[0, :, 2:].any()
     assert not crops[1].any()
@@ -197,7 +194,7 @@ def test_masks_within_boxes():
 def test_paste_of_torchvision():
     heads = pytest.importorskip("torchvision.models.detection.roi_heads")
     generator = torch.Generator().manual_seed(0)
-    corner = torch.rand(20, 2, generator=generator) * 60 - 10
+    corner = torch.rand(20, 2, generator=generator) * torch.tensor([52.0, 36.0]) - 2
     boxes = torch.cat((corner, corner + torch.rand(20, 2, generator=generator) * 50), 1)
     boxes[0] = torch.tensor([3.0, 4, 3, 4])
     masks = torch.rand(20, 1, 28, 28, generator=generator)

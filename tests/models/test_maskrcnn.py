@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -15,6 +16,27 @@ backbone_utils = pytest.importorskip("torchvision.models.detection.backbone_util
 
 CLASSES = 5
 SIZES = {"min_size": 64, "max_size": 96}
+# Ours, and the same in torchvision's words.
+FEW = {
+    "proposals_before": (120, 80),
+    "proposals_after": (100, 60),
+    "anchor_samples": 64,
+    "box_samples": 48,
+    "detections": 12,
+    "score_threshold": 0.1,
+    **SIZES,
+}
+THEIR_FEW = {
+    "rpn_pre_nms_top_n_train": 120,
+    "rpn_pre_nms_top_n_test": 80,
+    "rpn_post_nms_top_n_train": 100,
+    "rpn_post_nms_top_n_test": 60,
+    "rpn_batch_size_per_image": 64,
+    "box_batch_size_per_image": 48,
+    "box_detections_per_img": 12,
+    "box_score_thresh": 0.1,
+    **SIZES,
+}
 SMALL = {
     "num_classes": 4,
     "backbone": "resnet18",
@@ -74,11 +96,9 @@ def networks():
     trunk = backbone_utils.resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5
     )
-    theirs = detection.MaskRCNN(trunk, num_classes=CLASSES, box_score_thresh=0.1, **SIZES)
+    theirs = detection.MaskRCNN(trunk, num_classes=CLASSES, **THEIR_FEW)
     spread(theirs)
-    ours = create_model(
-        "maskrcnn", num_classes=CLASSES, backbone="resnet18", score_threshold=0.1, **SIZES
-    )
+    ours = create_model("maskrcnn", num_classes=CLASSES, backbone="resnet18", **FEW)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 
@@ -147,8 +167,7 @@ def test_weights_of_torchvision(published, tmp_path):
     trunk = backbone_utils.resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, trainable_layers=3
     )
-    theirs = detection.MaskRCNN(trunk, num_classes=CLASSES, box_score_thresh=0.1, **SIZES).eval()
-    spread(theirs)
+    theirs = detection.MaskRCNN(trunk, num_classes=CLASSES).eval()
     state_dict = theirs.state_dict()
     for key, value in state_dict.items():
         if key.endswith("running_var"):
@@ -158,19 +177,15 @@ def test_weights_of_torchvision(published, tmp_path):
         state_dict = older_names(state_dict)
         for module in theirs.modules():
             if hasattr(module, "running_var"):
-                module.eps = 0.0
+                module.eps = 0.0  # of the published file
     torch.save(state_dict, tmp_path / "weights.pth")
-    ours = create_model(
-        "maskrcnn", weights=tmp_path / "weights.pth", score_threshold=0.1, **SIZES
-    ).eval()
+    ours = create_model("maskrcnn", weights=tmp_path / "weights.pth").eval()
     assert ours.config["num_classes"] == CLASSES
     assert ours.config["backbone"] == "resnet18"
     assert ours.config["norm"] == "frozen"
     names = {name for name, p in theirs.named_parameters() if p.requires_grad}
     assert {name for name, p in ours.named_parameters() if p.requires_grad} == names
     with torch.no_grad():
-        maps, wanted = (net.backbone(torch.rand(1, 3, 32, 32)) for net in (ours, theirs))
-        torch.manual_seed(2)
         image = torch.rand(1, 3, 32, 32)
         maps, wanted = ours.backbone(image), list(theirs.backbone(image).values())
     for own, want in zip(maps, wanted, strict=True):
@@ -180,8 +195,6 @@ def test_weights_of_torchvision(published, tmp_path):
 def test_own_weights_come_back(tmp_path):
     model = create_model("maskrcnn", **SMALL, norm="frozen")
     path = tmp_path / "own.safetensors"
-    import json
-
     save_weights(path, model.state_dict(), {"config": json.dumps(model.config)})
     again = create_model("maskrcnn", weights=path)
     assert again.config == model.config
@@ -397,6 +410,7 @@ def test_bad_images(small, images, message):
         {"box_samples": 0},
         {"min_size": 0},
         {"trainable_layers": 6},
+        {"norm_eps": 0.0},
     ],
 )
 def test_bad_options(options):
@@ -417,8 +431,6 @@ def test_entry():
 
 
 def test_options_come_back_from_json():
-    import json
-
     model = create_model("maskrcnn", **{**SMALL, "min_size": (48, 64)})
     again = create_model(**json.loads(json.dumps(model.config)))
     assert again.config == model.config
