@@ -245,7 +245,8 @@ def _maskrcnn_options(state_dict: StateDict) -> dict[str, Any]:
         if key in state_dict:
             options[name] = state_dict[key].shape[1]
     if f"{body}bn1.num_batches_tracked" not in state_dict:
-        options |= {"norm": "frozen", "norm_eps": NO_EPS if older else TORCH_NORM_EPS, "trainable_layers": 3}
+        eps = NO_EPS if older else TORCH_NORM_EPS
+        options |= {"norm": "frozen", "norm_eps": eps, "trainable_layers": 3}
     return options
 
 
