@@ -28,8 +28,8 @@ class PanopticQuality:
       and on a crowd of its class (the last one listed).
 
     For each class PQ = sum of matches' IoU / (TP + FP / 2 + FN / 2), SQ = sum of IoU / TP (0 where
-    none match), RQ = TP / (TP + FP / 2 + FN / 2). The means are over the classes that have any of the
-    three. Kirillov et al., "Panoptic Segmentation", arXiv:1801.00868.
+    none match), RQ = TP / (TP + FP / 2 + FN / 2). The means are over the classes that have any of
+    the three. Kirillov et al., "Panoptic Segmentation", arXiv:1801.00868.
 
     Args:
         categories: dicts with ``id`` and ``isthing``; other keys are ignored.
