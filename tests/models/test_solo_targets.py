@@ -18,7 +18,8 @@ from segkern.models._instances.solo_levels import (
 )
 from segkern.models._instances.solo_targets import assign, shrink_masks
 
-SMALL = make_levels("test", (0, 2, 4), (9, 6, 3), ((1, 30), (15, 60), (30, 500)))
+# In the last level regions are wider than three cells.
+SMALL = make_levels("test", (0, 2, 4), (9, 6, 30), ((1, 30), (15, 60), (30, 500)))
 
 
 def scene(seed, count=12, size=(90, 122), padded=(96, 128)):
