@@ -13,6 +13,8 @@ MODULES = {
     "segkern.transforms.pair": 3,
     "segkern.losses.border": 3,
     "segkern.losses.cross_entropy": 3,
+    "segkern.losses.dice": 3,
+    "segkern.losses.focal": 4,
     "segkern.metrics.confusion": 1,
     "segkern.metrics.segmentation": 3,
 }
