@@ -37,6 +37,12 @@ def thread_count(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def has_graphs(case: Case) -> bool:
+    """Whether the case is also run in CUDA graphs: not with ``graphs=False`` in its options, for
+    what waits for the device."""
+    return case.device == "cuda" and case.options.get("graphs", True)
+
+
 class Runner:
     """The state of one pytest run: its clocks, the machine's limits, the rows measured so far."""
 
@@ -78,7 +84,7 @@ class Runner:
             expected = peer.make()()
             for variant, contender in ours.items():
                 check(variant, contender.make()(), expected)
-            if case.device == "cuda":
+            if has_graphs(case):
                 for variant, contender in ours.items():
                     check(variant, peers.cuda_graph(contender.make)(), expected)
             del expected
@@ -92,7 +98,7 @@ class Runner:
         if compiled is not None and self._works(case, compiled):
             calls["peer", "compile"] = compiled
         peaks = {key: peak_extra_bytes(call, case.device) for key, call in calls.items()}
-        if case.device == "cuda":
+        if has_graphs(case):
             for name, contender in {"peer": peer, **ours}.items():
                 calls[name, "graph"] = peers.cuda_graph(contender.make)
         least = min(contender.bytes for contender in ours.values())

@@ -21,6 +21,9 @@ StateDict = dict[str, Tensor]
 TORCH_NORM_EPS = 1e-5
 CAFFE_NORM_EPS = 1e-9
 
+# In place of 0, which torch refuses: less than a rounding of any variance above 1e-12.
+NO_EPS = 1e-20
+
 # Convolutions of each stage of VGG16.
 VGG16_DEPTHS = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}
 
@@ -223,6 +226,44 @@ def _solo(mark: str) -> tuple[Port, ...]:
     )
 
 
+def _maskrcnn(state_dict: StateDict) -> StateDict:
+    """torchvision's names, those of before 0.13 among them."""
+    levels = [f"backbone.fpn.{kind}_blocks.{i}" for kind in ("inner", "layer") for i in range(4)]
+    pairs = [(level, f"{level}.0") for level in levels]
+    pairs += [
+        (f"roi_heads.mask_head.mask_fcn{i + 1}", f"roi_heads.mask_head.{i}.0") for i in range(4)
+    ]
+    return _rename(state_dict, [*pairs, ("rpn.head.conv", "rpn.head.conv.0.0")])
+
+
+def _maskrcnn_options(state_dict: StateDict) -> dict[str, Any]:
+    """Options by names and shapes. Only frozen norm has no counters, and only the published file,
+    which has the older names, was trained with its eps 0."""
+    body = "backbone.body."
+    blocks = {key.removeprefix(f"{body}layer3.").partition(".")[0] for key in state_dict}
+    depth = len([block for block in blocks if block.isdigit()])
+    is_basic = f"{body}layer1.0.conv3.weight" not in state_dict
+    older = "rpn.head.conv.weight" in state_dict
+    is_v2 = "roi_heads.box_head.5.weight" in state_dict
+    options: dict[str, Any] = {
+        "backbone": ("resnet18" if depth == 2 else "resnet34")
+        if is_basic
+        else ("resnet50" if depth == 6 else "resnet101"),
+        "version": "v2" if is_v2 else "v1",
+    }
+    for name, key in (
+        ("channels", "rpn.head.cls_logits.weight"),
+        ("box_channels", "roi_heads.box_predictor.cls_score.weight"),
+        ("mask_channels", "roi_heads.mask_predictor.mask_fcn_logits.weight"),
+    ):
+        if key in state_dict:
+            options[name] = state_dict[key].shape[1]
+    if f"{body}bn1.num_batches_tracked" not in state_dict:
+        eps = NO_EPS if older else TORCH_NORM_EPS
+        options |= {"norm": "frozen", "norm_eps": eps, "trainable_layers": 3}
+    return options
+
+
 _PORTS: dict[str, tuple[Port, ...]] = {
     "solo": _solo("solo_ins_list.0.weight"),
     "decoupled_solo": _solo("ins_convs_x.0.conv.weight"),
@@ -325,6 +366,14 @@ _PORTS: dict[str, tuple[Port, ...]] = {
             marks=("level1.conv.weight", "b3.bn.weight", "classifier.conv.weight"),
             convert=_espnet_c,
             infer=_espnet_options,
+        ),
+    ),
+    "maskrcnn": (
+        Port(
+            source="torchvision, maskrcnn_resnet50_fpn and its second version",
+            marks=("backbone.body.conv1.weight", "roi_heads.mask_predictor.conv5_mask.weight"),
+            convert=_maskrcnn,
+            infer=_maskrcnn_options,
         ),
     ),
     "deeplabv3": (

@@ -73,7 +73,7 @@ class MaskRCNNConfig:
         detections: Most of an image.
         norm: Of the trunk: ``"batch"``, ``"frozen"``, or ``None``: frozen where the trunk starts
             from weights, otherwise batch.
-        norm_eps: Of the trunk's norm.
+        norm_eps: Of the trunk's norm, above 0.
         trainable_layers: How many of the trunk's layers 4, 3, 2, 1 and stem are trained; ``None``
             is 3 where it starts from weights, otherwise all 5.
     """
@@ -214,7 +214,7 @@ class MaskRCNN(nn.Module):
         return finish(batch, found)
 
     def load_backbone(self, source: str | Path) -> None:
-        """Start the trunk from ImageNet, and freeze its norm and first layers if not said otherwise.
+        """Start the trunk from ImageNet; its norm and first layers freeze if not said otherwise.
 
         Args:
             source: See :func:`segkern.models.backbones.load_imagenet`. The network normalises its
@@ -267,6 +267,8 @@ def _check_config(config: MaskRCNNConfig) -> None:
         value = getattr(config, name)
         if len(value) != 2 or min(value) < 1:
             raise ValueError(f"maskrcnn: {name} must be two positive ints, got {value!r}")
+    if not config.norm_eps > 0:
+        raise ValueError(f"maskrcnn: norm_eps must be above 0, got {config.norm_eps}")
     for name in ("anchor_samples", "box_samples", "detections"):
         if getattr(config, name) < 1:
             raise ValueError(f"maskrcnn: {name} must be at least 1, got {getattr(config, name)}")
