@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements worked on at a time, of temporary values: what stays in the cache of a CPU's core, and
-# enough to fill a GPU.
-_CPU_ELEMENTS = 1 << 16
-_CUDA_ELEMENTS = 1 << 26
+from segkern.losses._parts import parts
 
 
 def dice_loss(
@@ -73,7 +70,7 @@ class _DiceLoss(torch.autograd.Function):
         wide = torch.float64 if masks.dtype == torch.float64 else torch.float32
         shared = masks.new_empty(masks.shape[0], dtype=wide)
         squares = torch.empty_like(shared)
-        for part in _parts(masks):
+        for part in parts(masks):
             p = _probabilities(masks[part], from_logits, wide)
             q = target[rows[part]].to(wide)
             squares[part] = (q * q).sum(1) + (p * p).sum(1)
@@ -91,7 +88,7 @@ class _DiceLoss(torch.autograd.Function):
         of_target = (-2 * grad / squares)[:, None]
         of_mask = (4 * grad * shared / squares**2)[:, None]
         gradient = torch.empty_like(masks)
-        for part in _parts(masks):
+        for part in parts(masks):
             p = _probabilities(masks[part], ctx.from_logits, grad.dtype)
             slope = target[rows[part]].to(grad.dtype).mul_(of_target[part])
             slope.addcmul_(of_mask[part], p)
@@ -114,14 +111,6 @@ def _slope_of_all(grad: Tensor, masks: Tensor, target: Tensor, ctx: Any) -> Tens
 def _probabilities(masks: Tensor, from_logits: bool, dtype: torch.dtype) -> Tensor:
     """A tensor of its own."""
     return masks.to(dtype).sigmoid() if from_logits else masks.to(dtype, copy=True)
-
-
-def _parts(masks: Tensor) -> list[slice]:
-    """Slices of rows of at most so many elements, one row at least."""
-    count, pixels = masks.shape
-    most = _CUDA_ELEMENTS if masks.is_cuda else _CPU_ELEMENTS
-    step = max(1, most // max(1, pixels))
-    return [slice(first, first + step) for first in range(0, count, step)]
 
 
 def _check(masks: Tensor, target: Tensor, rows: Tensor | None, from_logits: bool, eps: float):

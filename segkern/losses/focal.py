@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from segkern.losses._parts import parts
+
 REDUCTIONS = ("sum", "mean", "none")
 
 # Above this softplus(x) is x to the last bit of a double.
@@ -61,15 +63,15 @@ def sigmoid_focal_loss(
     _check_numbers(alpha, gamma, reduction)
     with torch.autocast(logits.device.type, enabled=False):
         scores = logits if logits.dtype == torch.float64 else logits.float()
-        losses = _FocalLoss.apply(scores, positive, float(alpha), float(gamma))
+        losses = _FocalLoss.apply(scores.flatten(), positive.flatten(), float(alpha), float(gamma))
         if reduction == "none":
-            return losses
+            return losses.view(scores.shape)
         total = losses.sum()
         return total if reduction == "sum" else total / max(losses.numel(), 1)
 
 
 class _FocalLoss(torch.autograd.Function):
-    """Loss of each logit.
+    """Loss of each of (M,) logits, a part at a time.
 
     With x = z for a negative and -z for a positive, q = sigmoid(x) is the share of the probability
     that is wrong, the loss w q^gamma softplus(x), and its derivative in x
@@ -79,21 +81,39 @@ class _FocalLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, positive: Tensor, alpha: float, gamma: float) -> Tensor:
         ctx.save_for_backward(logits, positive)
-        ctx.alpha, ctx.gamma = alpha, gamma
-        wrong = torch.where(positive, -logits, logits)
-        # Not in place: torch.compile would lose the gradient of what is returned.
-        losses = F.softplus(wrong, threshold=_LINEAR) * _power(wrong.sigmoid(), gamma)
-        return losses * _choose(positive, alpha, 1 - alpha, losses)
+        ctx.numbers = (alpha, gamma)
+        # torch.compile would lose the gradient of a result that was filled in place.
+        if torch.compiler.is_compiling():
+            return _losses(logits, positive, alpha, gamma)
+        losses = torch.empty_like(logits)
+        for part in parts(logits):
+            losses[part] = _losses(logits[part], positive[part], alpha, gamma)
+        return losses
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, positive = ctx.saved_tensors
-        wrong = torch.where(positive, -logits, logits)
-        share = wrong.sigmoid()
-        # 1 - q as a sigmoid of its own, exact where q is near 1.
-        slope = ctx.gamma * F.softplus(wrong, threshold=_LINEAR) * torch.sigmoid(-wrong) + share
-        slope = slope * _power(share, ctx.gamma)
-        return slope * _choose(positive, -ctx.alpha, 1 - ctx.alpha, slope) * grad, None, None, None
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            return _slopes(logits, positive, *ctx.numbers) * grad, None, None, None
+        gradient = torch.empty_like(logits)
+        for part in parts(logits):
+            slopes = _slopes(logits[part], positive[part], *ctx.numbers)
+            torch.mul(slopes, grad[part], out=gradient[part])
+        return gradient, None, None, None
+
+
+def _losses(logits: Tensor, positive: Tensor, alpha: float, gamma: float) -> Tensor:
+    wrong = torch.where(positive, -logits, logits)
+    losses = F.softplus(wrong, threshold=_LINEAR) * _power(wrong.sigmoid(), gamma)
+    return losses * _choose(positive, alpha, 1 - alpha, losses)
+
+
+def _slopes(logits: Tensor, positive: Tensor, alpha: float, gamma: float) -> Tensor:
+    wrong = torch.where(positive, -logits, logits)
+    share = wrong.sigmoid()
+    # 1 - q as a sigmoid of its own, exact where q is near 1.
+    slope = gamma * F.softplus(wrong, threshold=_LINEAR) * torch.sigmoid(-wrong) + share
+    return slope * _power(share, gamma) * _choose(positive, -alpha, 1 - alpha, slope)
 
 
 def _choose(positive: Tensor, yes: float, no: float, like: Tensor) -> Tensor:

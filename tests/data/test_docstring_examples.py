@@ -15,6 +15,8 @@ MODULES = {
     "segkern.transforms.pair": 3,
     "segkern.losses.border": 3,
     "segkern.losses.cross_entropy": 3,
+    "segkern.losses.dice": 3,
+    "segkern.losses.focal": 4,
     "segkern.metrics.coco": 6,
     "segkern.metrics.confusion": 1,
     "segkern.metrics.panoptic": 9,

@@ -445,3 +445,26 @@ def test_call_errors():
     targets[1]["labels"] = targets[1]["labels"] + 3
     with pytest.raises(ValueError, match=r"solo: targets\[1\]\['labels'\] must be from 1 to 3"):
         model(images, targets)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_devices(name, device):
+    """The same losses and instances as on the CPU, where the same bits twice."""
+    model = excite(build(name, norm="frozen"))
+    images, targets = batch()
+    expected = model(images, targets)
+    model.eval()
+    with torch.no_grad():
+        wanted = model(images)
+    model.to(device)
+    images = [image.to(device) for image in images]
+    targets = [{key: value.to(device) for key, value in target.items()} for target in targets]
+    with torch.no_grad():
+        results = model(images)
+        losses = model.train()(images, targets)
+    tolerance = 0 if device.type == "cpu" else 1e-3
+    for key, value in losses.items():
+        assert value.item() == pytest.approx(expected[key].item(), rel=tolerance)
+    for one, other in zip(results, wanted):
+        assert all(value.device.type == device.type for value in one.values())
+        assert one["scores"].tolist() == pytest.approx(other["scores"].tolist(), abs=tolerance)

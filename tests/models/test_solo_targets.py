@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 import solo_reference as reference
 import torch
 
+from segkern.models._instances import solo_inference, solo_targets
 from segkern.models._instances.solo_levels import (
     GRIDS,
     SCALE_RANGES,
@@ -18,7 +21,8 @@ from segkern.models._instances.solo_levels import (
 )
 from segkern.models._instances.solo_targets import assign, shrink_masks
 
-SMALL = make_levels("test", (0, 2, 4), (9, 6, 3), ((1, 30), (15, 60), (30, 500)))
+# In the last level regions are wider than three cells.
+SMALL = make_levels("test", (0, 2, 4), (9, 6, 30), ((1, 30), (15, 60), (30, 500)))
 
 
 def scene(seed, count=12, size=(90, 122), padded=(96, 128)):
@@ -168,6 +172,12 @@ def test_features_of_the_levels():
     torch.testing.assert_close(maps[0], blocks, rtol=1e-12, atol=1e-12)
     assert all(maps[n] is pyramid[n] for n in (1, 2, 3))
     assert double(maps[3]).shape[2:] == (6, 10)
+
+
+@pytest.mark.parametrize("module", [solo_inference, solo_targets])
+def test_examples(module):
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
 
 
 def test_coordinates():

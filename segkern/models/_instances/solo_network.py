@@ -51,6 +51,11 @@ TRAINED_WITH_WEIGHTS = 3
 class SOLOOptions:
     """Options that the networks of the family have in common.
 
+    For images of 128 pixels on a CPU: ``backbone="resnet18", width=0.5, channels=64,
+    head_channels=64, depth=2, levels=(0, 1, 2), grids=(16, 12, 8), scale_ranges=((1, 32), (16, 64),
+    (32, 512)), min_size=128, max_size=256``, of SOLOv2 also ``feature_channels=64,
+    mask_channels=64``.
+
     Attributes:
         num_classes: Classes of things and one for the background, label 0.
         in_channels: 3.
