@@ -66,7 +66,7 @@ class Coco(InstanceDataset):
 
     Raises:
         DatasetError: the json cannot be read, or entries or image files are bad; all are named.
-            pycocotools, needed for the first mask, is missing.
+            pycocotools is missing.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Coco(InstanceDataset):
         root = Path(root)
         self.title = f"coco:{root} {split}"
         check_length(self.title, length)
+        coco_masks()
         self.split = split
         self._root = root
         path = first_there(self.title, "annotations", root, [f.format(split) for f in _FILES])
@@ -209,9 +210,15 @@ class Coco(InstanceDataset):
 
 
 def _not_taken(entries: list[Any], file: str) -> list[Problem]:
-    """Entries of the list of annotations that have no ``image_id``."""
-    return [
-        Problem("bad annotation", file, f"annotation entry {k}: must have an image_id")
-        for k, entry in enumerate(entries)
-        if not isinstance(entry, int)
-    ]
+    """Entries of the list of annotations that the table did not take.
+
+    It leaves its own numbers 0, 1, ... in the list, and -1 where it has noted a fault.
+    """
+    problems, row = [], 0
+    for position, entry in enumerate(entries):
+        if isinstance(entry, int) and not isinstance(entry, bool) and entry in (row, -1):
+            row += entry == row
+        else:
+            detail = f"annotation entry {position}: must be an object with an image_id"
+            problems.append(Problem("bad annotation", file, detail))
+    return problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -314,6 +315,8 @@ def test_all_bad_entries_are_named_at_once(tree):
         annotation(36, 9, 1, {"size": [12, 16]}, [1, 1, 3, 3]),
         annotation(37, 9, 1, "none", [1, 1, 3, 3]),
         {"id": 38, "segmentation": [TRIANGLE]},
+        77,
+        None,
     ]
     del content["annotations"][1]["segmentation"]
     content["images"] += [
@@ -338,7 +341,7 @@ def test_all_bad_entries_are_named_at_once(tree):
         "missing image": 1,
         "unreadable image": 1,
         "wrong size": 1,
-        "bad annotation": 2,
+        "bad annotation": 4,
         "no segmentation": 2,
         "bad segmentation": 7,
         "bad box": 1,
@@ -435,6 +438,13 @@ def test_opening_decodes_nothing(tree, monkeypatch):
     dataset.coco_truth()
     with pytest.raises(pytest.fail.Exception):
         dataset[0]
+
+
+def test_without_pycocotools(tree, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.delitem(sys.modules, "pycocotools.mask", raising=False)
+    with pytest.raises(DatasetError, match=r"pip install 'segkern\[coco\]'"):
+        open_dataset(tree.save(), "val")
 
 
 def test_turned_photograph(tree):
