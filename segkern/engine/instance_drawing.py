@@ -97,7 +97,7 @@ def draw_instances(
 
 
 def _eroded(mask: np.ndarray, times: int) -> np.ndarray:
-    """The mask without the pixels that are so many steps, also diagonal, or less from its outside."""
+    """The mask without pixels that are so many steps, also diagonal, or fewer from its outside."""
     inner = np.pad(mask, times)
     for axis in (0, 1):
         inner = np.moveaxis(inner, axis, 0)
