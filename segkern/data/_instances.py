@@ -54,8 +54,8 @@ class InstanceDataset(Dataset):
         task (str), categories (list[dict]), class_names, category_ids (lists of the K things),
         palette ((K, 3) uint8), num_classes (K + 1), stuff_names, stuff_ids, stuff_palette,
         num_stuff (empty and 0 in sets of instances), ignore_index (255), images_only (False),
-        mask_limit (bytes that the masks of a training sample read from polygons or RLE may take;
-        of an image with more, as many objects as fit are drawn anew in each epoch).
+        mask_limit (bytes that the masks of a training sample in COCO's forms may take; of an image
+        with more, as many objects as fit are drawn anew in each epoch; 1 GiB).
     """
 
     ignore_index = IGNORE_INDEX
@@ -121,6 +121,11 @@ class InstanceDataset(Dataset):
     def load_image(self, index: int) -> Tensor:
         """The image of sample ``index`` alone, before the transform."""
         return self.load(index)[0]
+
+    def most_masks(self, index: int) -> int:
+        """The number of masks of sample ``index`` that ``mask_limit`` allows, at least 1."""
+        height, width = self.image_size(index)
+        return max(self.mask_limit // (height * width), 1)
 
     def load_training(self, index: int, generator: torch.Generator) -> tuple[Tensor, Target]:
         """`load` without crowds and objects that have no pixel."""
@@ -208,6 +213,13 @@ class InstanceDataset(Dataset):
         if self.transform is not None:
             image, target = self.transform(image, target, generator=generator)
         return image, target
+
+
+def draw_objects(number: int, most: int, generator: torch.Generator) -> np.ndarray:
+    """At most ``most`` of the positions 0 .. number - 1, drawn at random, ascending."""
+    if number <= most:
+        return np.arange(number)
+    return torch.randperm(number, generator=generator)[:most].sort().values.numpy()
 
 
 def select_objects(target: Target, chosen: Tensor) -> Target:

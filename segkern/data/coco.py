@@ -28,6 +28,7 @@ from segkern.data._instances import (
     InstanceTransform,
     Target,
     check_length,
+    draw_objects,
     make_target,
     select_objects,
 )
@@ -65,7 +66,7 @@ class Coco(InstanceDataset):
 
     Raises:
         DatasetError: the json cannot be read, or entries or image files are bad; all are named.
-            pycocotools, needed for the first mask, is missing.
+            pycocotools is missing.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Coco(InstanceDataset):
         root = Path(root)
         self.title = f"coco:{root} {split}"
         check_length(self.title, length)
+        coco_masks()
         self.split = split
         self._root = root
         path = first_there(self.title, "annotations", root, [f.format(split) for f in _FILES])
@@ -153,11 +155,7 @@ class Coco(InstanceDataset):
         """See `InstanceDataset`; of more masks than ``mask_limit`` allows, some drawn at random."""
         rows = self._rows(index)
         rows = rows[~self._table.crowd[rows]]
-        height, width = self.image_size(index)
-        most = max(self.mask_limit // (height * width), 1)
-        if len(rows) > most:
-            drawn = torch.randperm(len(rows), generator=generator)[:most].sort().values
-            rows = rows[drawn.numpy()]
+        rows = rows[draw_objects(len(rows), self.most_masks(index), generator)]
         target = self._target(index, rows)
         kept = target["masks"].flatten(1).any(dim=1).bool()
         return self.load_image(index), target if kept.all() else select_objects(target, kept)
@@ -212,9 +210,15 @@ class Coco(InstanceDataset):
 
 
 def _not_taken(entries: list[Any], file: str) -> list[Problem]:
-    """Entries of the list of annotations that have no ``image_id``."""
-    return [
-        Problem("bad annotation", file, f"annotation entry {k}: must have an image_id")
-        for k, entry in enumerate(entries)
-        if not isinstance(entry, int)
-    ]
+    """Entries of the list of annotations that the table did not take.
+
+    It leaves its own numbers 0, 1, ... in the list, and -1 where it has noted a fault.
+    """
+    problems, row = [], 0
+    for position, entry in enumerate(entries):
+        if isinstance(entry, int) and not isinstance(entry, bool) and entry in (row, -1):
+            row += entry == row
+        else:
+            detail = f"annotation entry {position}: must be an object with an image_id"
+            problems.append(Problem("bad annotation", file, detail))
+    return problems

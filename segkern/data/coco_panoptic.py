@@ -32,6 +32,7 @@ from segkern.data._instances import (
     Segment,
     Target,
     check_length,
+    draw_objects,
     encode_target,
     make_target,
     mask_boxes,
@@ -174,6 +175,10 @@ class CocoPanoptic(InstanceDataset):
     def load(self, index: int) -> tuple[Tensor, Target]:
         return self.load_image(index), self._target(index)
 
+    def load_training(self, index: int, generator: torch.Generator) -> tuple[Tensor, Target]:
+        """See `InstanceDataset`; of more masks than ``mask_limit`` allows, some drawn at random."""
+        return self.load_image(index), self._target(index, generator)
+
     def annotations(self, index: int) -> list[dict[str, Any]]:
         """See `InstanceDataset`; only the things."""
         return encode_target(self._target(index), self.category_ids)
@@ -198,12 +203,16 @@ class CocoPanoptic(InstanceDataset):
             )
         return torch.from_numpy(ids), segments
 
-    def _target(self, index: int) -> Target:
+    def _target(self, index: int, generator: torch.Generator | None = None) -> Target:
+        """The target of sample ``index``; with a generator, as training has it."""
         ids, rows = self._read(index)
         label = find_sorted(np.array(self.category_ids, dtype=np.int64), rows[:, 1]) + 1
         stuff = find_sorted(np.array(self.stuff_ids, dtype=np.int64), rows[:, 1]) + 1
-        things = label > 0
-        masks = np.empty((int(things.sum()), *ids.shape), dtype=np.uint8)
+        things = np.flatnonzero(label)
+        if generator is not None:
+            things = things[rows[things, 2] == 0]
+            things = things[draw_objects(len(things), self.most_masks(index), generator)]
+        masks = np.empty((len(things), *ids.shape), dtype=np.uint8)
         for k, number in enumerate(rows[things, 0]):
             np.equal(ids, number, out=masks[k], casting="unsafe")
         target = make_target(

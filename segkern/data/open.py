@@ -102,7 +102,7 @@ def open_dataset(
         raise DatasetError(f"open_dataset: no folder {root} (from {spec!r}); {FORMS}")
     if kind in _INSTANCE_OPENERS:
         if size is not None or cache_images:
-            raise ValueError(
+            raise DatasetError(
                 f"open_dataset: size must be None and cache_images False for {kind}:DIR, whose "
                 f"images keep their sizes, got {size} and {cache_images}"
             )

@@ -6,12 +6,14 @@ import contextlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from segkern.data._rle import Rle, coco_masks, encode_masks
+if TYPE_CHECKING:
+    from segkern.data._rle import Rle
 
 COCO_NAMES = (
     "AP",
@@ -85,7 +87,7 @@ class CocoEvaluation:
             raise ValueError(
                 f"CocoEvaluation: kinds must be some of {', '.join(KINDS)}, got {kinds!r}"
             )
-        coco_masks()
+        _rle().coco_masks()
         self.truth = truth
         self.category_ids = [int(number) for number in category_ids]
         self.kinds = tuple(kinds)
@@ -185,7 +187,7 @@ class CocoEvaluation:
                     f"{(count, *self._sizes[number])} in image {number}, got "
                     f"{tuple(result['masks'].shape)}"
                 )
-            masks = encode_masks(soft.detach())
+            masks = _rle().encode_masks(soft.detach())
         return _Found(classes, confidence, boxes, masks)
 
     @staticmethod
@@ -237,13 +239,20 @@ class CocoEvaluation:
 
     def _detections(self, kind: str) -> Iterator[dict[str, Any]]:
         """The results with the fields that pycocotools' own loader would give them."""
-        area = coco_masks().area
+        area = _rle().coco_masks().area
         for number, entry in enumerate(self._entries((kind,)), start=1):
             if kind == "bbox":
                 pixels = entry["bbox"][2] * entry["bbox"][3]
             else:
                 pixels = float(area(entry["segmentation"]))
             yield {**entry, "id": number, "area": pixels, "iscrowd": 0}
+
+
+def _rle() -> ModuleType:
+    """Imported late: the other measures do without what data sets need."""
+    from segkern.data import _rle
+
+    return _rle
 
 
 def _truth_of(truth: Mapping[str, Any], kind: str) -> Iterator[dict[str, Any]]:

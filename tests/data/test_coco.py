@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from segkern.data import DatasetError, open_dataset
+from segkern.data import DatasetError, collate_instances, open_dataset
 from segkern.data._coco_table import counts_total
 
 mask_api = pytest.importorskip("pycocotools.mask")
@@ -244,6 +246,42 @@ def test_bounded_memory_of_a_training_sample(tree):
     assert len(dataset.coco_truth()["annotations"]) == 2005
 
 
+def test_images_of_one_pixel_and_of_many(tree):
+    sizes = {1: (1, 1), 2: (4000, 8000)}
+    tree.pixels = {k: np.zeros((*size, 3), dtype=np.uint8) for k, size in sizes.items()}
+    tree.content["images"] = [
+        {"id": k, "file_name": f"{k}.png", "height": h, "width": w} for k, (h, w) in sizes.items()
+    ]
+    wide = [[100, 50, 7900, 50, 7900, 3900, 100, 3900]]
+    tree.content["annotations"] = [
+        annotation(1, 1, 1, {"size": [1, 1], "counts": [0, 1]}, [0, 0, 1, 1]),
+        *(annotation(k, 2, 1, wide, [100, 50, 7800, 3850]) for k in range(2, 1002)),
+    ]
+    dataset = open_dataset(tree.save("train"), "train")
+    assert dataset[0][1]["masks"].tolist() == [[[1]]]
+    dataset.mask_limit = 70_000_000
+    target = dataset[1][1]
+    assert target["masks"].shape == (2, 4000, 8000) and target["masks"][0].sum() == 7800 * 3850
+    assert len(dataset.coco_truth()["annotations"]) == 1001
+
+
+def test_workers_give_the_same_samples(tree):
+    for number in range(100, 130):
+        entry = annotation(number, 9, 3, [TRIANGLE], [2, 1.5, 7, 6], area=float(number))
+        tree.content["annotations"].append(entry)
+    dataset = open_dataset(tree.save("train"), "train")
+    dataset.mask_limit = 12 * 16 * 4
+    loader = DataLoader(
+        dataset, num_workers=1, persistent_workers=True, collate_fn=collate_instances
+    )
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        for index, (images, targets) in enumerate(loader):
+            image, target = dataset[index]
+            assert torch.equal(images[0], image)
+            assert all(torch.equal(targets[0][k], target[k]) for k in target)
+
+
 def problems_of(tree, split="val") -> dict[str, list[str]]:
     with pytest.raises(DatasetError) as caught:
         open_dataset(tree.save(split), split)
@@ -277,6 +315,8 @@ def test_all_bad_entries_are_named_at_once(tree):
         annotation(36, 9, 1, {"size": [12, 16]}, [1, 1, 3, 3]),
         annotation(37, 9, 1, "none", [1, 1, 3, 3]),
         {"id": 38, "segmentation": [TRIANGLE]},
+        77,
+        None,
     ]
     del content["annotations"][1]["segmentation"]
     content["images"] += [
@@ -301,7 +341,7 @@ def test_all_bad_entries_are_named_at_once(tree):
         "missing image": 1,
         "unreadable image": 1,
         "wrong size": 1,
-        "bad annotation": 2,
+        "bad annotation": 4,
         "no segmentation": 2,
         "bad segmentation": 7,
         "bad box": 1,
@@ -398,6 +438,13 @@ def test_opening_decodes_nothing(tree, monkeypatch):
     dataset.coco_truth()
     with pytest.raises(pytest.fail.Exception):
         dataset[0]
+
+
+def test_without_pycocotools(tree, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.delitem(sys.modules, "pycocotools.mask", raising=False)
+    with pytest.raises(DatasetError, match=r"pip install 'segkern\[coco\]'"):
+        open_dataset(tree.save(), "val")
 
 
 def test_turned_photograph(tree):

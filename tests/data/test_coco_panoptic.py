@@ -133,6 +133,10 @@ def test_training_drops_crowds_and_images_without_things(tree):
     target = dataset[0][1]
     assert target["labels"].tolist() == [2, 1]
     assert (target["semantic"].numpy()[IDS == 66051] == 0).all()
+    dataset.mask_limit = 1
+    some = dataset[0][1]
+    assert len(some["labels"]) == 1 and some["labels"][0] in (1, 2)
+    assert torch.equal(some["semantic"], target["semantic"])
 
 
 def test_coco_truth_of_the_things(tree):
