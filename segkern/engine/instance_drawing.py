@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from segkern.engine.instances import Instance
+from segkern.engine.instances import Instance, Region
 
 _OPACITY = 0.45
 _DARK = (20, 20, 20)
@@ -70,11 +70,15 @@ class Canvas:
         return np.asarray(picture)
 
 
-def draw_instance(canvas: Canvas, number: int, instance: Instance, names: Sequence[str]) -> None:
-    """Draw the object of this number with the name of its class and its score."""
+def draw_instance(
+    canvas: Canvas, number: int, instance: Instance, region: Region, names: Sequence[str]
+) -> None:
+    """Draw the object of this number with the name of its class and its score.
+
+    region: its `Instance.region()`.
+    """
     colour = instance_colour(number)
-    top, left, mask = instance.region()
-    canvas.fill(top, left, mask, colour)
+    canvas.fill(*region, colour)
     text = names[instance.label - 1]
     if instance.score is not None:
         text = f"{text} {instance.score:.2f}"
@@ -87,17 +91,21 @@ def draw_instances(
     """An image with objects over it, the first on top."""
     canvas = Canvas(image)
     for number in reversed(range(len(instances))):
-        draw_instance(canvas, number, instances[number], names)
+        instance = instances[number]
+        draw_instance(canvas, number, instance, instance.region(), names)
     return canvas.picture()
 
 
 def _eroded(mask: np.ndarray, times: int) -> np.ndarray:
-    """The mask without the pixels that are at most so many steps from its outside."""
-    inner = np.pad(mask, 1)
-    for _ in range(times):
-        before = inner.copy()
-        inner[1:] &= before[:-1]
-        inner[:-1] &= before[1:]
-        inner[:, 1:] &= before[:, :-1]
-        inner[:, :-1] &= before[:, 1:]
-    return inner[1:-1, 1:-1]
+    """The mask without pixels that are so many steps, also diagonal, or fewer from its outside."""
+    inner = np.pad(mask, times)
+    for axis in (0, 1):
+        inner = np.moveaxis(inner, axis, 0)
+        # inner[i] becomes whether all of inner[i : i + reach] were; reach doubles.
+        reach, window = 1, 2 * times + 1
+        while reach < window:
+            step = min(reach, window - reach)
+            inner = inner[:-step] & inner[step:]
+            reach += step
+        inner = np.moveaxis(inner, 0, axis)
+    return inner

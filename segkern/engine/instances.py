@@ -14,8 +14,8 @@ from torch import Tensor
 from segkern.engine.loading import Trained
 from segkern.models._preprocess import preprocess
 
-# A full HD frame. A hundred soft masks at this size are 0.8 GB.
-WORKING_PIXELS = 1920 * 1088
+# More than networks make of an image themselves. A hundred soft masks at this size are 0.5 GB.
+WORKING_PIXELS = 1280 * 1024
 # Rows of a mask that are enlarged at once.
 _ROWS = 256
 
@@ -76,12 +76,16 @@ class Instance:
         values = self.values.astype(np.float32)
         return top, left, _enlarged(values, rows, columns)
 
-    def mask(self) -> np.ndarray:
-        """The mask at the image's size, (H, W) bool."""
-        whole = np.zeros(self.size, dtype=bool)
-        top, left, part = self.region()
-        whole[top : top + part.shape[0], left : left + part.shape[1]] = part
-        return whole
+
+Region = tuple[int, int, np.ndarray]
+
+
+def whole_mask(region: Region, size: tuple[int, int]) -> np.ndarray:
+    """The mask of a region in an image of a size, (H, W) bool."""
+    top, left, part = region
+    whole = np.zeros(size, dtype=bool)
+    whole[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return whole
 
 
 def _places(start: int, count: int, to: int, of: int) -> tuple[int, np.ndarray]:
@@ -161,7 +165,7 @@ def _crop(mask: Tensor) -> tuple[int, int, np.ndarray]:
     return top, left, (part.float() if part.is_floating_point() else part).cpu().numpy()
 
 
-def reduced(image: np.ndarray, pixels: int = WORKING_PIXELS) -> np.ndarray:
+def reduced(image: np.ndarray, pixels: int) -> np.ndarray:
     """An image (H, W, 3) uint8 brought down to at most so many pixels; smaller ones as they are."""
     height, width = image.shape[:2]
     scale = (pixels / (height * width)) ** 0.5
@@ -174,7 +178,7 @@ def reduced(image: np.ndarray, pixels: int = WORKING_PIXELS) -> np.ndarray:
 @torch.inference_mode()
 def find(trained: Trained, images: Sequence[np.ndarray]) -> list[tuple[dict[str, Any], Any]]:
     """Results for images (H, W, 3) uint8 RGB with the size (H, W) that the network saw each at."""
-    small = [reduced(image) for image in images]
+    small = [reduced(image, WORKING_PIXELS) for image in images]
     tensors = [torch.from_numpy(array.transpose(2, 0, 1).copy()) for array in small]
     inputs = network_inputs(tensors, trained.card["input"], trained.device)
     found = trained.network(inputs)

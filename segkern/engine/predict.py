@@ -68,7 +68,7 @@ def predict(
     OUTPUT/instances.json, COCO's list of results; `image_id` is the number that is the file's stem
     where all stems are different numbers, else 1, 2, ... in the order of the files, and
     `file_name` the file's. Panoptic segments go to OUTPUT/panoptic/NAME.png and
-    OUTPUT/panoptic.json in COCO's panoptic format. The network sees images of more than 2 million
+    OUTPUT/panoptic.json in COCO's panoptic format. The network sees images of more than 1.3 million
     pixels reduced to that; masks are brought to the image's size one at a time.
 
     Raises EngineError for an option that the network's task has no use for.

@@ -18,7 +18,15 @@ from segkern.engine.errors import EngineError
 from segkern.engine.files import write_json
 from segkern.engine.instance_drawing import Canvas, draw_instance, draw_instances
 from segkern.engine.instance_module import Figures, InstanceModule
-from segkern.engine.instances import WORKING_PIXELS, Instance, Instances, detect, find
+from segkern.engine.instances import (
+    WORKING_PIXELS,
+    Instance,
+    Instances,
+    Region,
+    detect,
+    find,
+    whole_mask,
+)
 from segkern.engine.loader import validation_loader
 from segkern.engine.loading import Trained
 from segkern.engine.module import distributed
@@ -363,28 +371,27 @@ class InstanceWriter(Writer):
             instances = Instances(result, seen, array.shape[:2], self.least)
             picture = self.draw(path, array, instances, result)
             Image.fromarray(picture).save(self.folder / OVERLAYS / f"{self.names[path]}.png")
-            if self.results is not None:
-                self.results[path] = [self._entry(path, instance) for instance in instances]
 
     def draw(
         self, path: Path, image: np.ndarray, instances: Instances, result: Mapping[str, Any]
     ) -> np.ndarray:
-        """The overlay of an image."""
+        """The overlay of an image; its objects are noted for the file of results."""
         canvas = Canvas(image)
         names = self.trained.class_names
         for number in reversed(range(len(instances))):
-            draw_instance(canvas, number, instances[number], names)
+            instance = instances[number]
+            region = instance.region()
+            draw_instance(canvas, number, instance, region, names)
+            self.note(path, instance, region)
         return canvas.picture()
 
-    def finish(self) -> None:
-        if self.results is not None:
-            entries = [e for path in self.names for e in self.results.get(path, [])]
-            write_json(self.folder / INSTANCES, entries)
-
-    def _entry(self, path: Path, instance: Instance) -> dict[str, Any]:
+    def note(self, path: Path, instance: Instance, region: Region) -> None:
+        """Take an object of a file into the results, before those noted earlier."""
+        if self.results is None:
+            return
         x1, y1, x2, y2 = instance.box
-        mask = torch.from_numpy(instance.mask())
-        return {
+        mask = torch.from_numpy(whole_mask(region, instance.size))
+        entry = {
             "image_id": self.numbers[path],
             "file_name": path.name,
             "category_id": self.trained.card["category_ids"][instance.label - 1],
@@ -392,6 +399,12 @@ class InstanceWriter(Writer):
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "segmentation": encode_masks(mask[None])[0],
         }
+        self.results.setdefault(path, []).insert(0, entry)
+
+    def finish(self) -> None:
+        if self.results is not None:
+            entries = [e for path in self.names for e in self.results.get(path, [])]
+            write_json(self.folder / INSTANCES, entries)
 
 
 def image_numbers(files: Sequence[Path]) -> dict[Path, int]:

@@ -290,6 +290,9 @@ class _Writer(InstanceWriter):
     def draw(
         self, path: Path, image: np.ndarray, instances: Instances, result: Mapping[str, Any]
     ) -> np.ndarray:
+        if self.results is not None:
+            for instance in reversed(instances):
+                self.note(path, instance, instance.region())
         card = self.trained.card
         ids = _enlarged(result["panoptic"], image.shape[:2])
         segments = described(
