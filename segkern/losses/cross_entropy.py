@@ -73,15 +73,32 @@ def segmentation_loss(
             reduction="none",
             label_smoothing=label_smoothing,
         )
-        if reduction == "none":
-            return loss
-        if reduction == "batch":
-            return loss.sum() / max(logits.shape[0], 1)
-        counted = labels != ignore_index
-        if reduction == "pixels" or weights is None:
-            return loss.sum() / counted.sum().clamp(min=1)
-        total = (weights[labels.masked_fill(~counted, 0)] * counted).sum()
-        return loss.sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
+        return reduce_pixels(loss, labels, weights, ignore_index, reduction)
+
+
+def reduce_pixels(
+    losses: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
+) -> Tensor:
+    """Weighted losses (N, H, W), 0 where ignored, to what ``reduction`` says.
+
+    Raises:
+        ValueError: If ``reduction`` is none of those of `segmentation_loss`.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"segmentation_loss: reduction must be one of {', '.join(REDUCTIONS)}, "
+            f"got {reduction!r}"
+        )
+    if reduction == "none":
+        return losses
+    if reduction == "batch":
+        return losses.sum() / max(losses.shape[0], 1)
+    counted = target != ignore_index
+    if reduction == "pixels" or weight is None:
+        return losses.sum() / counted.sum().clamp(min=1)
+    weights = weight.to(losses.dtype)
+    total = (weights[target.long().masked_fill(~counted, 0)] * counted).sum()
+    return losses.sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 class SegmentationLoss(nn.Module):
@@ -134,26 +151,31 @@ class SegmentationLoss(nn.Module):
         return f"{weighted}ignore_index={self.ignore_index}, reduction={self.reduction!r}"
 
 
-def _check(
-    logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float
-) -> None:
+def check_scores(name: str, logits: Tensor, target: Tensor) -> None:
+    """Raise ValueError unless they are (N, C, H, W) floats and (N, H, W) integers together."""
     if logits.dim() != 4 or logits.shape[1] == 0 or not logits.is_floating_point():
         raise ValueError(
-            "segmentation_loss: logits must be (N, C, H, W) and floating point, "
+            f"{name}: logits must be (N, C, H, W) and floating point, "
             f"got {tuple(logits.shape)} {logits.dtype}"
         )
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise ValueError(f"segmentation_loss: target must hold integers, got {target.dtype}")
+        raise ValueError(f"{name}: target must hold integers, got {target.dtype}")
     wanted = (logits.shape[0], *logits.shape[2:])
     if tuple(target.shape) != wanted:
         raise ValueError(
-            f"segmentation_loss: target must be (N, H, W) = {tuple(wanted)} for logits "
+            f"{name}: target must be (N, H, W) = {tuple(wanted)} for logits "
             f"{tuple(logits.shape)}, got {tuple(target.shape)}"
         )
     if target.device != logits.device:
         raise ValueError(
-            f"segmentation_loss: target must be on {logits.device} like logits, got {target.device}"
+            f"{name}: target must be on {logits.device} like logits, got {target.device}"
         )
+
+
+def _check(
+    logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float
+) -> None:
+    check_scores("segmentation_loss", logits, target)
     if weight is not None:
         classes = logits.shape[1]
         if tuple(weight.shape) != (classes,) or not weight.is_floating_point():
