@@ -152,13 +152,16 @@ def head_parameters(network: nn.Module) -> set[int]:
 class LRFactor:
     """Factor on the learning rate at iteration `step`, 0 for the first.
 
-    constant: 1; step: gamma ** (step // step_size); poly: (1 - step / total_steps) ** power.
+    constant: 1; step: gamma ** (step // step_size); multistep: gamma ** number of milestones
+    passed, fractions of total_steps; poly: (1 - step / total_steps) ** power. During the warm-up
+    times a factor that rises linearly from warmup_factor at step 0 to 1 at warmup_steps.
     """
 
     def __init__(self, recipe: Any, total_steps: int) -> None:
-        if recipe.schedule not in ("constant", "step", "poly"):
+        if recipe.schedule not in ("constant", "step", "multistep", "poly"):
             raise EngineError(
-                f"train: schedule must be 'constant', 'step' or 'poly', got {recipe.schedule!r}"
+                "train: schedule must be 'constant', 'step', 'multistep' or 'poly', got "
+                f"{recipe.schedule!r}"
             )
         if recipe.schedule == "step" and recipe.step_size < 1:
             raise EngineError(
@@ -170,10 +173,22 @@ class LRFactor:
         self.power = recipe.power
         self.step_size = recipe.step_size
         self.total_steps = max(1, total_steps)
+        self.milestones = [round(mark * self.total_steps) for mark in recipe.milestones]
+        self.warmup_steps = recipe.warmup_steps
+        self.warmup_factor = recipe.warmup_factor
 
     def __call__(self, step: int) -> float:
+        factor = self._scheduled(step)
+        if step < self.warmup_steps:
+            done = step / self.warmup_steps
+            factor *= self.warmup_factor + (1.0 - self.warmup_factor) * done
+        return factor
+
+    def _scheduled(self, step: int) -> float:
         if self.schedule == "step":
             return float(self.gamma ** (step // self.step_size))
+        if self.schedule == "multistep":
+            return float(self.gamma ** sum(step >= mark for mark in self.milestones))
         if self.schedule == "poly":
             return float(max(0.0, 1.0 - step / self.total_steps) ** self.power)
         return 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -32,17 +33,26 @@ class Recipe:
         momentum: Momentum of SGD.
         smoothing: Share of the old value in the mean square of RMSprop.
         weight_decay: Factor of L2 regularisation, added to the gradient.
-        schedule: ``"constant"``, ``"step"`` (``lr * gamma ** (iteration // step_size)``) or
-            ``"poly"`` (``lr * (1 - iteration / iterations) ** power``).
+        schedule: ``"constant"``, ``"step"`` (``lr * gamma ** (iteration // step_size)``),
+            ``"multistep"`` (``lr * gamma ** milestones passed``) or ``"poly"``
+            (``lr * (1 - iteration / iterations) ** power``).
         step_size: Iterations between two steps of ``"step"``.
+        milestones: Where ``"multistep"`` takes its steps, as fractions of the run's iterations,
+            each above the one before and all between 0 and 1.
         gamma: Factor of a step.
         power: Exponent of ``"poly"``.
+        warmup_steps: Iterations over which the rate of any schedule is also multiplied by a factor
+            that rises linearly from ``warmup_factor`` to 1; 0 for none.
+        warmup_factor: The factor at the first iteration.
+        clip_norm: Largest L2 norm of all gradients together, to which larger ones are scaled
+            down, or ``None``.
         batch_size: Images per optimiser step.
         epochs: Passes over the training set.
         input: Scaling of the input, one of the modes of
             :func:`segkern.models.preprocess`: ``"unit"``, ``"caffe"``, ``"bgr"``, ``"imagenet"``,
             and others.
-        loss: ``"cross_entropy"``.
+        loss: ``"cross_entropy"``, or ``"network"``: the network returns its own losses in
+            training, a dict whose sum is minimised, as those of instances do.
         class_weights: ``None``, ``"enet"``, ``"espnet"`` or ``"median_frequency"``.
         loss_reduction: ``"pixels"`` divides the weighted sum by the number of pixels that count,
             ``"weights"`` by the sum of their weights, ``"batch"`` by the number of images.
@@ -67,6 +77,9 @@ class Recipe:
         flip: Whether images are mirrored at random.
         scale: Range of a random scale, or ``None``.
         scale_step: Step of the scales drawn from, or ``None`` for any in the range.
+        jitter: Range of the scale of a large-scale jitter, see
+            :func:`segkern.transforms.build_instance_transform`, or ``None``; for instances.
+        aspect_groups: Whether the images of a batch are all upright or all not; for instances.
         elastic: Standard deviation in pixels of an elastic deformation, see
             :class:`segkern.transforms.ElasticDeformation`, or ``None``.
         notes: What the source says that is not a number, and what the fields cannot say.
@@ -83,8 +96,12 @@ class Recipe:
     weight_decay: float = 0.0
     schedule: str = "constant"
     step_size: int = 0
+    milestones: tuple[float, ...] = ()
     gamma: float = 0.1
     power: float = 0.9
+    warmup_steps: int = 0
+    warmup_factor: float = 0.001
+    clip_norm: float | None = None
     batch_size: int
     epochs: int
     input: str = "unit"
@@ -107,15 +124,17 @@ class Recipe:
     scale: tuple[float, float] | None = None
     scale_step: float | None = None
     elastic: float | None = None
+    jitter: tuple[float, float] | None = None
+    aspect_groups: bool = False
     notes: str = ""
     source: str = ""
 
     def __post_init__(self) -> None:
         choices = {
             "optimizer": ("sgd", "adam", "rmsprop"),
-            "schedule": ("constant", "step", "poly"),
+            "schedule": ("constant", "step", "multistep", "poly"),
             "input": INPUT_MODES,
-            "loss": ("cross_entropy",),
+            "loss": ("cross_entropy", "network"),
             "class_weights": (None, "enet", "espnet", "median_frequency"),
             "loss_reduction": ("pixels", "weights", "batch"),
             "label_grid": LABEL_GRIDS,
@@ -129,3 +148,24 @@ class Recipe:
             raise ValueError("Recipe: outputs must name at least one output, got none")
         if self.schedule == "step" and self.step_size < 1:
             raise ValueError(f"Recipe: step_size must be at least 1, got {self.step_size}")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        marks = (0.0, *self.milestones, 1.0)
+        if any(later <= earlier for earlier, later in itertools.pairwise(marks)):
+            raise ValueError(
+                "Recipe: milestones must rise and lie between 0 and 1, got "
+                f"{tuple(self.milestones)}"
+            )
+        if self.schedule == "multistep" and not self.milestones:
+            raise ValueError("Recipe: milestones must name at least one for schedule 'multistep'")
+        if self.warmup_steps < 0:
+            raise ValueError(f"Recipe: warmup_steps must be at least 0, got {self.warmup_steps}")
+        if not 0 <= self.warmup_factor <= 1:
+            raise ValueError(
+                f"Recipe: warmup_factor must be between 0 and 1, got {self.warmup_factor}"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"Recipe: clip_norm must be above 0, got {self.clip_norm}")
+        if self.jitter is not None and not 0 < self.jitter[0] <= self.jitter[1]:
+            raise ValueError(f"Recipe: jitter must be 0 < low <= high, got {self.jitter}")

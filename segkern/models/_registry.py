@@ -18,6 +18,8 @@ from segkern.nn.attach_crf import attach_crf
 
 # Of the layer's names in the state dict of a network with a CRF.
 CRF_PREFIX = "crf."
+# What networks find.
+TASKS = ("semantic", "instance", "panoptic")
 
 _ENTRIES: dict[str, ModelEntry] = {}
 
@@ -39,6 +41,8 @@ class ModelEntry:
             a weights file is read.
         reported: Results that the paper reports, by data set and metric.
         recipe_of: The recipe of a config whose numbers differ from ``recipe``, where some do.
+        task: What the network finds: ``"semantic"`` classes of pixels, ``"instance"`` masks of
+            objects, or ``"panoptic"``, both.
     """
 
     name: str
@@ -51,6 +55,7 @@ class ModelEntry:
     head: str
     reported: Mapping[str, float] = field(default_factory=dict)
     recipe_of: Callable[[Any], Recipe] | None = None
+    task: str = "semantic"
 
     def choose_recipe(self, options: Mapping[str, Any]) -> Recipe:
         """The recipe of the network with these options, its own beside its config's defaults."""
@@ -78,6 +83,7 @@ def register_model(
     reported: Mapping[str, float] | None = None,
     name: str | None = None,
     recipe_of: Callable[[Any], Recipe] | None = None,
+    task: str = "semantic",
 ) -> Callable[[Callable[[Any], nn.Module]], Callable[[Any], nn.Module]]:
     """Enter a builder into the list of networks. The arguments are :class:`ModelEntry`'s.
 
@@ -89,7 +95,7 @@ def register_model(
         A decorator that returns the builder unchanged.
 
     Raises:
-        ValueError: If the name is taken.
+        ValueError: If the name is taken, or ``task`` is not one of :data:`TASKS`.
 
     Example:
         >>> from segkern.models import get_entry
@@ -109,7 +115,11 @@ def register_model(
             head=head,
             reported=dict(reported or {}),
             recipe_of=recipe_of,
+            task=task,
         )
+        if task not in TASKS:
+            shown = ", ".join(map(repr, TASKS))
+            raise ValueError(f"register_model: task must be one of {shown}, got {task!r}")
         if entry.name in _ENTRIES:
             raise ValueError(f"register_model: the name {entry.name!r} is taken")
         _ENTRIES[entry.name] = entry

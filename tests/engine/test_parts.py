@@ -91,11 +91,38 @@ def test_adam_adds_l2_to_the_gradient() -> None:
         ({"schedule": "constant"}, [1, 1, 1, 1]),
         ({"schedule": "step", "step_size": 30, "gamma": 0.1}, [1, 1, 0.1, 0.001]),
         ({"schedule": "poly", "power": 0.9}, [1, 0.71**0.9, 0.7**0.9, 0.01**0.9]),
+        (
+            {"schedule": "multistep", "milestones": (0.3, 0.9), "gamma": 0.1},
+            [1, 1, 0.1, 0.01],
+        ),
+        ({"warmup_steps": 58, "warmup_factor": 0.2}, [0.2, 0.6, 0.2 + 0.8 * 30 / 58, 1]),
+        (
+            {"schedule": "step", "step_size": 30, "warmup_steps": 60, "warmup_factor": 0.0},
+            [0, 29 / 60, 0.05, 0.001],
+        ),
     ],
 )
 def test_schedules(schedule: dict, expected: list[float]) -> None:
     factor = LRFactor(Recipe(lr=1, batch_size=1, epochs=1, **schedule), total_steps=100)
     assert [factor(step) for step in (0, 29, 30, 99)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"schedule": "multistep"}, "milestones must name"),
+        ({"milestones": (0.9, 0.3)}, "milestones must rise"),
+        ({"milestones": (8.0, 11.0)}, "between 0 and 1"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"warmup_factor": 2.0}, "warmup_factor"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"jitter": (2.0, 0.1)}, "jitter"),
+        ({"loss": "dice"}, "loss must be one of"),
+    ],
+)
+def test_recipes_refuse_numbers_out_of_range(given: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Recipe(lr=1, batch_size=1, epochs=1, **given)
 
 
 @pytest.mark.parametrize(
