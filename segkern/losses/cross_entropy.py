@@ -55,10 +55,8 @@ def segmentation_loss(
         1.3863
     """
     _check(logits, target, weight, reduction, label_smoothing)
-    if check_range is None:
-        check_range = target.device.type == "cpu" and not torch.compiler.is_compiling()
-    if check_range:
-        _check_labels(target, logits.shape[1], ignore_index)
+    if reads_labels(target) if check_range is None else check_range:
+        check_labels("segmentation_loss", target, logits.shape[1], ignore_index)
 
     with torch.autocast(logits.device.type, enabled=False):
         scores = logits if logits.dtype == torch.float64 else logits.float()
@@ -79,16 +77,7 @@ def segmentation_loss(
 def reduce_pixels(
     losses: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
 ) -> Tensor:
-    """Weighted losses (N, H, W), 0 where ignored, to what ``reduction`` says.
-
-    Raises:
-        ValueError: If ``reduction`` is none of those of `segmentation_loss`.
-    """
-    if reduction not in REDUCTIONS:
-        raise ValueError(
-            f"segmentation_loss: reduction must be one of {', '.join(REDUCTIONS)}, "
-            f"got {reduction!r}"
-        )
+    """Weighted losses (N, H, W), 0 where ignored, to what ``reduction`` says."""
     if reduction == "none":
         return losses
     if reduction == "batch":
@@ -124,11 +113,7 @@ class SegmentationLoss(nn.Module):
         check_range: bool | None = None,
     ) -> None:
         super().__init__()
-        if reduction not in REDUCTIONS:
-            raise ValueError(
-                f"SegmentationLoss: reduction must be one of {', '.join(REDUCTIONS)}, "
-                f"got {reduction!r}"
-            )
+        check_reduction("SegmentationLoss", reduction)
         self.register_buffer("weight", weight, persistent=False)
         self.ignore_index = ignore_index
         self.reduction = reduction
@@ -172,6 +157,14 @@ def check_scores(name: str, logits: Tensor, target: Tensor) -> None:
         )
 
 
+def check_reduction(name: str, reduction: str) -> None:
+    """Raise ValueError unless ``reduction`` is one of `REDUCTIONS`."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"{name}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
+        )
+
+
 def _check(
     logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float
 ) -> None:
@@ -188,21 +181,23 @@ def _check(
                 f"segmentation_loss: weight must be on {logits.device} like logits, "
                 f"got {weight.device}"
             )
-    if reduction not in REDUCTIONS:
-        raise ValueError(
-            f"segmentation_loss: reduction must be one of {', '.join(REDUCTIONS)}, "
-            f"got {reduction!r}"
-        )
+    check_reduction("segmentation_loss", reduction)
     if not 0 <= label_smoothing < 1:
         raise ValueError(
             f"segmentation_loss: label_smoothing must be in [0, 1), got {label_smoothing}"
         )
 
 
-def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
+def reads_labels(target: Tensor) -> bool:
+    """Whether labels can be looked at without waiting for a device or breaking a graph."""
+    return target.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_labels(name: str, target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise ValueError where a label is neither a class nor ``ignore_index``; reads the answer."""
     bad = (target != ignore_index) & ((target < 0) | (target >= classes))
     if bad.any():
         raise ValueError(
-            f"segmentation_loss: target must be in [0, {classes}) or {ignore_index}, "
+            f"{name}: target must be in [0, {classes}) or {ignore_index}, "
             f"got {target[bad].unique().tolist()[:8]}"
         )

@@ -7,7 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from segkern.losses.cross_entropy import check_scores, reduce_pixels, segmentation_loss
+from segkern.losses.cross_entropy import (
+    check_reduction,
+    check_scores,
+    reduce_pixels,
+    segmentation_loss,
+)
 
 
 def ohem_cross_entropy(
@@ -105,6 +110,7 @@ def focal_cross_entropy(
     """
     if not 0 <= gamma < math.inf:
         raise ValueError(f"focal_cross_entropy: gamma must be at least 0, got {gamma!r}")
+    check_reduction("focal_cross_entropy", reduction)
     losses = segmentation_loss(
         logits, target, weight=weight, ignore_index=ignore_index, reduction="none"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segkern.losses.cross_entropy import check_scores
+from segkern.losses.cross_entropy import check_labels, check_scores, reads_labels
 
 
 def soft_dice_loss(
@@ -27,7 +27,7 @@ def soft_dice_loss(
         Deterministic, without host synchronisation.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit.
+        ValueError: shapes, dtypes or devices that do not fit, or on the CPU a label out of range.
 
     Paper: Milletari, Navab and Ahmadi, arXiv:1606.04797 equation 3, with plain sums in place of
     sums of squares.
@@ -37,7 +37,7 @@ def soft_dice_loss(
         >>> round(soft_dice_loss(logits, torch.tensor([[[0, 1]]])).item(), 4)
         0.0
     """
-    check_scores("soft_dice_loss", logits, target)
+    _check("soft_dice_loss", logits, target, ignore_index)
     if not smooth >= 0:
         raise ValueError(f"soft_dice_loss: smooth must be at least 0, got {smooth!r}")
     probabilities, truth, _ = _flat(logits, target, ignore_index)
@@ -65,7 +65,7 @@ def lovasz_softmax_loss(logits: Tensor, target: Tensor, *, ignore_index: int = 2
         Deterministic, without host synchronisation. Memory for five maps of the logits' size.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit.
+        ValueError: shapes, dtypes or devices that do not fit, or on the CPU a label out of range.
 
     Paper: Berman, Rannen Triki and Blaschko, arXiv:1705.08790 section 3.2.
 
@@ -74,7 +74,7 @@ def lovasz_softmax_loss(logits: Tensor, target: Tensor, *, ignore_index: int = 2
         >>> round(lovasz_softmax_loss(logits, torch.tensor([[[0, 1]]])).item(), 4)
         0.5
     """
-    check_scores("lovasz_softmax_loss", logits, target)
+    _check("lovasz_softmax_loss", logits, target, ignore_index)
     probabilities, truth, counted = _flat(logits, target, ignore_index)
     # Ignored pixels have error 0 and come last, where they add nothing.
     errors = (truth - probabilities).abs() * counted
@@ -86,6 +86,12 @@ def lovasz_softmax_loss(logits: Tensor, target: Tensor, *, ignore_index: int = 2
     loss = 1 - (pixels - missed) / union
     growth = torch.cat([loss[:, :1], loss.diff(dim=1)], dim=1)
     return _over_present((errors * growth).sum(1), pixels[:, 0] > 0)
+
+
+def _check(name: str, logits: Tensor, target: Tensor, ignore_index: int) -> None:
+    check_scores(name, logits, target)
+    if reads_labels(target):
+        check_labels(name, target, logits.shape[1], ignore_index)
 
 
 def _flat(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
