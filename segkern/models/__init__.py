@@ -33,6 +33,7 @@ from segkern.models import (
     espnet,
 )  # isort: skip
 from segkern.models import fcn, patch_cnn, unet  # isort: skip
+from segkern.models import random_forest, texton_forest  # isort: skip
 
 __all__ = [
     "LoadReport",
@@ -63,11 +64,13 @@ __all__ = [
     "patch_cnn",
     "preprocess",
     "pspnet",
+    "random_forest",
     "read_card",
     "refinenet",
     "register_model",
     "save_weights",
     "segnet",
     "segnet_basic",
+    "texton_forest",
     "unet",
 ]

@@ -30,7 +30,8 @@ class Recipe:
     ``dataclasses.replace(recipe, lr=0.01)`` makes a variant. Sizes are ``(height, width)``.
 
     Attributes:
-        optimizer: ``"sgd"``, ``"adam"`` or ``"rmsprop"``.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"rmsprop"``; or ``"fit"`` for methods without
+            gradients, which their ``fit`` builds at once: numbers of steps mean nothing then.
         lr: Learning rate at the start.
         momentum: Momentum of SGD.
         smoothing: Share of the old value in the mean square of RMSprop.
@@ -138,7 +139,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         choices = {
-            "optimizer": ("sgd", "adam", "rmsprop"),
+            "optimizer": ("sgd", "adam", "rmsprop", "fit"),
             "schedule": ("constant", "step", "multistep", "poly"),
             "input": INPUT_MODES,
             "class_weights": (None, "enet", "espnet", "median_frequency"),
