@@ -33,7 +33,7 @@ from segkern.models import (
     espnet,
 )  # isort: skip
 from segkern.models import fcn, patch_cnn, unet  # isort: skip
-from segkern.models import random_forest, texton_forest  # isort: skip
+from segkern.models import crfasrnn, random_forest, texton_forest  # isort: skip
 
 __all__ = [
     "LoadReport",
@@ -41,6 +41,7 @@ __all__ = [
     "Recipe",
     "WeightsError",
     "create_model",
+    "crfasrnn",
     "danet",
     "deconvnet",
     "deep_parsing_network",

@@ -93,7 +93,7 @@ def attach_crf(
             f"attach_crf: network must be of the registry (create_model), got "
             f"{type(network).__name__}"
         )
-    if "crf" in config:
+    if any(isinstance(module, CRFAsRNN) for module in network.modules()):
         raise ValueError(f"attach_crf: network must have no CRF yet, {config['name']} has one")
     device = next((parameter.device for parameter in network.parameters()), None)
     if device is None:

@@ -78,6 +78,14 @@ FC_DENSENET = Case(
 )
 
 CASES = {
+    "crfasrnn": Case(
+        size=(40, 56),
+        odd_sizes=((45, 61), (1, 1)),
+        options={"width": 1 / 64, "bilateral": (8.0, 40.0, 0.5), "iterations": 3},
+        # The CRF is computed in float32.
+        exact=False,
+        traced=(),
+    ),
     "deconvnet": Case(
         size=(193, 196),
         odd_sizes=((211, 193), (20, 31)),
