@@ -185,8 +185,12 @@ CASES = {
 
 
 def networks() -> list[str]:
-    """Names of the networks that gradients train; forests have tests of their own."""
-    return [name for name in list_models() if get_entry(name).recipe.optimizer != "fit"]
+    """Names of the networks of pixel classes that gradients train; others have tests elsewhere."""
+    return [
+        name
+        for name in list_models()
+        if get_entry(name).task == "semantic" and get_entry(name).recipe.optimizer != "fit"
+    ]
 
 
 def case_of(name: str) -> Case:
