@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import networks, results, weights
+from bench import networks, pieces, results, weights
 
 README = results.RESULTS.parent.parent / "README.md"
 _BLOCK = re.compile(r"(<!-- bench:(\w+):begin -->\n).*?(<!-- bench:\2:end -->)", re.DOTALL)
@@ -197,9 +197,11 @@ def percent(found: Mapping[str, Any]) -> str:
 def family_block(family: str, contents: Iterable[Mapping[str, Any]]) -> str:
     """README's tables of one family: for each device the first shape, the others folded.
 
-    The families ``networks`` and ``weights`` are no benchmarks: their tables come from
-    :mod:`bench.networks` and from the cards of the built-in weights.
+    The families ``networks``, ``pieces`` and ``weights`` are no benchmarks: their tables come from
+    :mod:`bench.networks`, :mod:`bench.pieces` and from the cards of the built-in weights.
     """
+    if family == "pieces":
+        return pieces.block()
     if family == "networks":
         return networks.block()
     if family == "weights":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from segkern.models._options import check_choice
 from segkern.models._pixels import draw_pixels, pixels_per_image
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
+from segkern.models._resize import as_it_is
 from segkern.models._sizes import check_image
 
 PAPER = "L. Breiman: Random Forests, Machine Learning 2001"
@@ -94,14 +95,16 @@ class RandomForest(nn.Module):
         check_image("random_forest", image, self.in_channels)
         return {"out": self._window(image, (0, 0), tuple(image.shape[-2:]))}
 
-    def tiles(self, image: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    def tiles(
+        self, image: Tensor, prepare: Callable[[Tensor], Tensor] = as_it_is
+    ) -> Iterator[tuple[int, int, Tensor]]:
         """Scores tile by tile, those of the whole image up to rounding; see :meth:`UNet.tiles`."""
         check_image("random_forest", image, self.in_channels)
         height, width = image.shape[-2:]
         for top in range(0, height, self.tile):
             for left in range(0, width, self.tile):
                 end = (min(top + self.tile, height), min(left + self.tile, width))
-                yield top, left, self._window(image, (top, left), end)
+                yield top, left, self._window(image, (top, left), end, prepare)
 
     def fit(
         self, samples: Sequence[tuple[Tensor, Tensor]], *, seed: int = 0, ignore_index: int = 255
@@ -159,7 +162,13 @@ class RandomForest(nn.Module):
         self.forest = forest.to(self.forest.share.device)
         self.config = {**getattr(self, "config", {}), "nodes": len(forest.feature)}
 
-    def _window(self, image: Tensor, first: tuple[int, int], last: tuple[int, int]) -> Tensor:
+    def _window(
+        self,
+        image: Tensor,
+        first: tuple[int, int],
+        last: tuple[int, int],
+        prepare: Callable[[Tensor], Tensor] = as_it_is,
+    ) -> Tensor:
         """Scores of rows and columns ``first`` to ``last``."""
         size = tuple(image.shape[-2:])
         starts = [max(f - MARGIN, 0) for f in first]
@@ -167,8 +176,9 @@ class RandomForest(nn.Module):
         inside = tuple(slice(f - s, e - s) for f, s, e in zip(first, starts, last))
         forest = self.forest.cpu()  # where the features are
         out = []
-        for one in image.detach().float().cpu():
-            cut = one[:, starts[0] : ends[0], starts[1] : ends[1]].contiguous().numpy()
+        window = image[:, :, starts[0] : ends[0], starts[1] : ends[1]]
+        for one in prepare(window).detach().float().cpu():
+            cut = one.contiguous().numpy()
             found = pixel_features(cut, origin=(starts[0], starts[1]), size=size)[inside]
             if forest.features > found.shape[-1]:
                 raise ValueError(

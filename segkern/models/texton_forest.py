@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from segkern.models._options import check_choice
 from segkern.models._pixels import draw_pixels, pixels_per_image
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
+from segkern.models._resize import as_it_is
 from segkern.models._sizes import check_image
 from segkern.models.random_forest import SAMPLINGS
 
@@ -122,14 +123,16 @@ class TextonForest(nn.Module):
         check_image("texton_forest", image, self.in_channels)
         return {"out": self._window(image, (0, 0), tuple(image.shape[-2:]))}
 
-    def tiles(self, image: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    def tiles(
+        self, image: Tensor, prepare: Callable[[Tensor], Tensor] = as_it_is
+    ) -> Iterator[tuple[int, int, Tensor]]:
         """Scores tile by tile, those of the whole image; see :meth:`UNet.tiles`."""
         check_image("texton_forest", image, self.in_channels)
         height, width = image.shape[-2:]
         for top in range(0, height, self.tile):
             for left in range(0, width, self.tile):
                 end = (min(top + self.tile, height), min(left + self.tile, width))
-                yield top, left, self._window(image, (top, left), end)
+                yield top, left, self._window(image, (top, left), end, prepare)
 
     def fit(
         self, samples: Sequence[tuple[Tensor, Tensor]], *, seed: int = 0, ignore_index: int = 255
@@ -211,15 +214,22 @@ class TextonForest(nn.Module):
         ).fit(table, truth)
         return Forest.from_sklearn(grown, options.num_classes)
 
-    def _window(self, image: Tensor, first: tuple[int, int], last: tuple[int, int]) -> Tensor:
+    def _window(
+        self,
+        image: Tensor,
+        first: tuple[int, int],
+        last: tuple[int, int],
+        prepare: Callable[[Tensor], Tensor] = as_it_is,
+    ) -> Tensor:
         """Scores of rows and columns ``first`` to ``last``."""
         margin = PATCH + (self.options.reach if self.options.stages == 2 else 0)
         starts = [max(f - margin, 0) for f in first]
         ends = [min(e + margin, n) for e, n in zip(last, image.shape[-2:])]
         inside = tuple(slice(f - s, e - s) for f, s, e in zip(first, starts, last))
         out = []
-        for one in image.detach().float().cpu():
-            cut = one[:, starts[0] : ends[0], starts[1] : ends[1]].contiguous().numpy()
+        window = image[:, :, starts[0] : ends[0], starts[1] : ends[1]]
+        for one in prepare(window).detach().float().cpu():
+            cut = one.contiguous().numpy()
             leaves, shares = self._textons(to_lab(cut))
             found = shares[inside]
             if self.options.stages == 2:
