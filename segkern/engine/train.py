@@ -139,7 +139,9 @@ def _fit_at_once(
     val_set = _open(settings, "val", build_eval_transform(recipe))
     network = _build_network(settings, train_set.num_classes, resume=False)
     if not hasattr(network, "fit"):
-        raise EngineError(f"train: {settings.model} is trained by steps: optimizer must not be 'fit'")
+        raise EngineError(
+            f"train: {settings.model} is trained by steps: optimizer must not be 'fit'"
+        )
     _prepare_folder(settings, resume=resume, overwrite=overwrite)
     measured = fit_at_once(network, settings, train_set, val_set, Journal(run, show))
     return FitResult(run, "epochs", 1, 1, measured["miou"], 1)
