@@ -16,6 +16,7 @@ import gc
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -266,7 +267,7 @@ def block(folder: Path = FOLDER) -> str:
         "mIoU without ignored pixels, absent classes left out of the mean; training time with "
         "validation. Empty: not run."
     )
-    return "\n".join([*markdown(head, table, words=4), "", note]) + "\n"
+    return "\n".join([*markdown(head, table, words=4), "", textwrap.fill(note, 100)]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

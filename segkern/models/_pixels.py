@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 
@@ -35,6 +37,22 @@ def draw_pixels(
         positions = np.flatnonzero(flat == label)
         chosen.append(generator.choice(positions, wanted, replace=False))
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def gather_rows(parts: Iterable[np.ndarray], most: int) -> np.ndarray:
+    """Parts (n, F) float32 one below the other, never more than once in memory.
+
+    Args:
+        parts: At least one; each is dropped before the next is asked for.
+        most: Rows of all parts together, at most.
+    """
+    table, count = None, 0
+    for part in parts:
+        if table is None:
+            table = np.empty((most, part.shape[1]), dtype=np.float32)
+        table[count : count + len(part)] = part
+        count += len(part)
+    return table[:count]
 
 
 def pixels_per_image(images: int, per_image: int, largest: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segkern.models._forest import Forest, import_classic, log_shares
 from segkern.models._options import check_choice
-from segkern.models._pixels import draw_pixels, pixels_per_image
+from segkern.models._pixels import draw_pixels, gather_rows, pixels_per_image
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
 from segkern.models._resize import as_it_is
@@ -130,16 +130,19 @@ class RandomForest(nn.Module):
         generator = np.random.default_rng(seed)
         options = self.options
         each = pixels_per_image(len(samples), options.pixels, options.largest)
-        rows, labels = [], []
-        for image, mask in (samples[i] for i in range(len(samples))):
-            truth = np.asarray(mask)
-            chosen = draw_pixels(
-                truth, each, generator, ignore_index=ignore_index, sampling=options.sampling
-            )
-            rows.append(pixel_features(image.numpy()).reshape(-1, self.features)[chosen])
-            labels.append(truth.ravel()[chosen])
-        table, truth = np.concatenate(rows), np.concatenate(labels)
-        rows.clear()
+        labels = []
+
+        def rows() -> Iterator[np.ndarray]:
+            for image, mask in (samples[i] for i in range(len(samples))):
+                truth = np.asarray(mask)
+                chosen = draw_pixels(
+                    truth, each, generator, ignore_index=ignore_index, sampling=options.sampling
+                )
+                labels.append(truth.ravel()[chosen])
+                yield pixel_features(image.numpy()).reshape(-1, self.features)[chosen]
+
+        table = gather_rows(rows(), len(samples) * (each + options.num_classes))
+        truth = np.concatenate(labels)
         if not len(truth):
             raise ValueError("random_forest: no training image has a labelled pixel")
         grown = RandomForestClassifier(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segkern.models._forest import Forest, import_classic, log_shares
 from segkern.models._options import check_choice
-from segkern.models._pixels import draw_pixels, pixels_per_image
+from segkern.models._pixels import draw_pixels, gather_rows, pixels_per_image
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
 from segkern.models._resize import as_it_is
@@ -151,12 +151,12 @@ class TextonForest(nn.Module):
         if not len(truth):
             raise ValueError("texton_forest: no training image has a labelled pixel")
         every = np.arange(options.tests)
-        table = np.concatenate(
-            [
-                pair_features(to_lab(samples[i][0].numpy()), self.pairs.numpy(), every, at)
-                for i, at in enumerate(positions)
-            ]
+        tests = self.pairs.numpy()
+        rows = (
+            pair_features(to_lab(samples[i][0].numpy()), tests, every, at)
+            for i, at in enumerate(positions)
         )
+        table = gather_rows(rows, len(truth))
         self.textons = self._grow(table, truth, options.depth, seed)
         counts = np.bincount(truth, minlength=options.num_classes)
         self.textons.prior.copy_(torch.from_numpy(counts / counts.sum()))
@@ -172,11 +172,12 @@ class TextonForest(nn.Module):
             )
             self.rectangles.copy_(torch.from_numpy(drawn))
             every = np.arange(options.bag_tests)
-            rows = []
-            for i, at in enumerate(positions):
-                leaves, shares = self._textons(to_lab(samples[i][0].numpy()))
-                rows.append(self._bag_features(leaves, shares, every, at))
-            self.bags = self._grow(np.concatenate(rows), truth, options.bag_depth, seed + 1)
+            rows = (
+                self._bag_features(*self._textons(to_lab(samples[i][0].numpy())), every, at)
+                for i, at in enumerate(positions)
+            )
+            table = gather_rows(rows, len(truth))
+            self.bags = self._grow(table, truth, options.bag_depth, seed + 1)
             self.config = {**getattr(self, "config", {}), "bag_nodes": len(self.bags.feature)}
         return {
             "pixels": len(truth),
