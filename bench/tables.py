@@ -1,6 +1,6 @@
 """Markdown tables from the results files: ``python -m bench.tables [--check]``.
 
-Rewrites the part of README.md between ``<!-- bench:FAMILY:begin -->`` and
+Rewrites the parts of README.md and docs/*.md between ``<!-- bench:FAMILY:begin -->`` and
 ``<!-- bench:FAMILY:end -->`` and the .md file beside each results file. Every figure comes from
 the JSON files; a row where the peer is faster stays, with its ratio in bold.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import results, weights
+from bench import networks, pieces, results, weights
 
 README = results.RESULTS.parent.parent / "README.md"
 _BLOCK = re.compile(r"(<!-- bench:(\w+):begin -->\n).*?(<!-- bench:\2:end -->)", re.DOTALL)
@@ -197,8 +197,13 @@ def percent(found: Mapping[str, Any]) -> str:
 def family_block(family: str, contents: Iterable[Mapping[str, Any]]) -> str:
     """README's tables of one family: for each device the first shape, the others folded.
 
-    The family ``weights`` is no benchmark: its table comes from the cards of the built-in weights.
+    The families ``networks``, ``pieces`` and ``weights`` are no benchmarks: their tables come from
+    :mod:`bench.networks`, :mod:`bench.pieces` and from the cards of the built-in weights.
     """
+    if family == "pieces":
+        return pieces.block()
+    if family == "networks":
+        return networks.block()
     if family == "weights":
         return "\n".join(markdown(weights.HEAD, weights.lines(), words=2)) + "\n"
     text = []
@@ -320,8 +325,10 @@ def generated(readme: Path, folder: Path) -> dict[Path, str]:
     """Every file that is made from the results, with the text it should have."""
     contents = stored(folder)
     files = {path.with_suffix(".md"): full_table(content) for path, content in contents.items()}
-    if readme.exists():
-        files[readme] = fill(readme.read_text(encoding="utf-8"), list(contents.values()))
+    for page in (readme, *sorted((readme.parent / "docs").glob("*.md"))):
+        text = page.read_text(encoding="utf-8") if page.exists() else ""
+        if page == readme and text or _BLOCK.search(text):
+            files[page] = fill(text, list(contents.values()))
     return files
 
 

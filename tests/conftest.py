@@ -17,10 +17,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="also run the tests on tensors beyond 2^31 elements; they need much memory",
     )
+    parser.addoption(
+        "--slow", action="store_true", help="also run the tests marked slow; they take minutes"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if item.get_closest_marker("slow") is not None and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
         marker = item.get_closest_marker("large")
         if marker is None:
             continue

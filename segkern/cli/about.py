@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+# Height and width that operations are counted at: CamVid's, as in the table of networks.
+_SIZE = (360, 480)
+
 
 def info() -> None:
     """Versions, what was compiled, what this machine can run, and why not if not."""
@@ -28,6 +31,7 @@ def models(
 
     from segkern.engine.errors import EngineError
     from segkern.models import get_entry, get_weights, list_models
+    from segkern.models._flops import count_flops
 
     names = list_models(pattern)
     if not names:
@@ -69,6 +73,10 @@ def models(
     facts.add_row("paper", entry.paper)
     for what, value in entry.reported.items():
         facts.add_row("reported", f"{what}: {value:g}")
+    flops = count_flops(entry.name, _SIZE) if entry.task == "semantic" else None
+    if flops is not None:
+        size = "x".join(map(str, _SIZE))
+        facts.add_row("operations", f"{flops / 1e9:.1f} GFLOP for an image of {size}")
     facts.add_row("weights", ", ".join(get_weights(entry.name)) or "none built in")
     facts.add_row("options", ", ".join(entry.options) or "none")
     console.print(f"[bold]{entry.name}[/bold]")

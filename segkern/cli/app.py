@@ -93,9 +93,10 @@ def _user_error(error: Exception) -> int | None:
     from segkern.data import DatasetError
     from segkern.engine.errors import EngineError
     from segkern.models import WeightsError
+    from segkern.models._forest import MissingExtra
 
     if isinstance(error, EngineError):
         return error.exit_code
-    if isinstance(error, (DatasetError, WeightsError, OSError)):
+    if isinstance(error, (DatasetError, WeightsError, MissingExtra, OSError)):
         return 2
     return None

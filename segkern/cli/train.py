@@ -165,6 +165,29 @@ def train(
             help="none, enet, espnet or median_frequency.",
         ),
     ] = None,
+    loss: Annotated[
+        str | None,
+        _option(
+            "--loss",
+            panel=_RECIPE,
+            metavar="NAME",
+            help="cross_entropy, ohem, focal, dice or lovasz, or several with + between.",
+        ),
+    ] = None,
+    loss_option: Annotated[
+        list[str] | None,
+        _option(
+            "--loss-option",
+            panel=_RECIPE,
+            metavar="KEY=NUMBER",
+            help="threshold and min_kept of ohem, gamma of focal, smooth of dice; may be given "
+            "several times.",
+        ),
+    ] = None,
+    label_smoothing: Annotated[
+        float | None,
+        _option("--label-smoothing", panel=_RECIPE, help="Share spread over all classes."),
+    ] = None,
     loss_reduction: Annotated[
         str | None,
         _option(
@@ -413,6 +436,9 @@ def train(
         warmup_factor=warmup_factor,
         clip_norm=clip_norm if clip_norm in (None, "none") else _numbers("clip_norm", clip_norm)[0],
         class_weights=class_weights,
+        loss=loss,
+        loss_options=_pairs(loss_option),
+        label_smoothing=label_smoothing,
         loss_reduction=loss_reduction,
         input=input_mode,
         bias_lr_mult=bias_lr_mult,
@@ -485,9 +511,14 @@ def _pixels(text: str) -> float:
 
 
 def _options(pairs: list[str] | None, crf: bool) -> dict[str, Any] | None:
+    return {**({"crf": True} if crf else {}), **(_pairs(pairs) or {})} or None
+
+
+def _pairs(pairs: list[str] | None) -> dict[str, Any] | None:
+    """KEY=VALUE as a dict, values as JSON where they are; None for none."""
     from segkern.engine.errors import EngineError
 
-    options: dict[str, Any] = {"crf": True} if crf else {}
+    options: dict[str, Any] = {}
     for pair in pairs or ():
         key, equals, text = pair.partition("=")
         if not equals or not key:

@@ -181,6 +181,15 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
+def check_folders(title: str, folders: Sequence[Path], wanted: str) -> None:
+    """Raise DatasetError naming the folders that are not there, and what is wanted."""
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing:
+        raise DatasetError(
+            f"{title}: no folder {' and no folder '.join(missing)}; wanted are {wanted}"
+        )
+
+
 class PairDataset(SegmentationDataset):
     """Image and mask files, every one of them checked at construction.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from segkern.data._base import IGNORE_INDEX, Transform
-from segkern.data._errors import DatasetError
-from segkern.data._pairs import PairDataset, list_files, pair_files
+from segkern.data._base import IGNORE_INDEX
+from segkern.data._pairs import PairDataset, check_folders, list_files, pair_files
 from segkern.data.image_io import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 CAMVID_CLASSES = (
@@ -54,31 +54,18 @@ class CamVid(PairDataset):
     Args:
         root: the folder.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        transform, seed, size, length, cache_images: see `PairDataset`.
+        options: transform, seed, size, length and cache_images, see `PairDataset`.
 
     Raises:
         DatasetError: a folder is missing, or any file is bad; all bad files are named.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        *,
-        transform: Transform | None = None,
-        seed: int = 0,
-        size: tuple[int, int] | None = None,
-        length: int | None = None,
-        cache_images: bool = False,
-    ) -> None:
+    def __init__(self, root: str | Path, split: str, **options: Any) -> None:
         root = Path(root)
         images, masks = root / split, root / f"{split}annot"
-        missing = [str(folder) for folder in (images, masks) if not folder.is_dir()]
-        if missing:
-            raise DatasetError(
-                f"camvid:{root} {split}: no folder {' and no folder '.join(missing)}; "
-                f"wanted are the folders {split}/ with images and {split}annot/ with masks"
-            )
+        title = f"camvid:{root} {split}"
+        wanted = f"the folders {split}/ with images and {split}annot/ with masks"
+        check_folders(title, (images, masks), wanted)
         pairs, problems = pair_files(
             images,
             list_files(images, IMAGE_SUFFIXES),
@@ -90,13 +77,9 @@ class CamVid(PairDataset):
             pairs,
             problems,
             root=root,
-            title=f"camvid:{root} {split}",
+            title=title,
             class_names=CAMVID_CLASSES,
             palette=CAMVID_PALETTE,
             label_map={CAMVID_VOID: IGNORE_INDEX},
-            transform=transform,
-            seed=seed,
-            size=size,
-            length=length,
-            cache_images=cache_images,
+            **options,
         )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from segkern.data._base import IGNORE_INDEX, Transform
-from segkern.data._errors import DatasetError
-from segkern.data._pairs import Pair, PairDataset, list_files, pair_files
+from segkern.data._base import IGNORE_INDEX
+from segkern.data._pairs import Pair, PairDataset, check_folders, list_files, pair_files
 
 # Label id in the files, name and colour of each class, in the order of the training ids.
 _TABLE = (
@@ -57,31 +57,18 @@ class Cityscapes(PairDataset):
     Args:
         root: the folder.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        transform, seed, size, length, cache_images: see `PairDataset`.
+        options: transform, seed, size, length and cache_images, see `PairDataset`.
 
     Raises:
         DatasetError: a folder is missing, or any file is bad; all bad files are named.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        *,
-        transform: Transform | None = None,
-        seed: int = 0,
-        size: tuple[int, int] | None = None,
-        length: int | None = None,
-        cache_images: bool = False,
-    ) -> None:
+    def __init__(self, root: str | Path, split: str, **options: Any) -> None:
         root = Path(root)
         images, masks = root / "leftImg8bit" / split, root / "gtFine" / split
-        missing = [str(folder) for folder in (images, masks) if not folder.is_dir()]
-        if missing:
-            raise DatasetError(
-                f"cityscapes:{root} {split}: no folder {' and no folder '.join(missing)}; wanted "
-                f"are leftImg8bit/{split}/CITY/*{_IMAGE_END} and gtFine/{split}/CITY/*{_MASK_END}"
-            )
+        title = f"cityscapes:{root} {split}"
+        wanted = f"leftImg8bit/{split}/CITY/*{_IMAGE_END} and gtFine/{split}/CITY/*{_MASK_END}"
+        check_folders(title, (images, masks), wanted)
         pairs, problems = pair_files(
             images,
             _ending(images, _IMAGE_END),
@@ -96,15 +83,11 @@ class Cityscapes(PairDataset):
             pairs,
             problems,
             root=root,
-            title=f"cityscapes:{root} {split}",
+            title=title,
             class_names=CITYSCAPES_CLASSES,
             palette=CITYSCAPES_PALETTE,
             label_map=LABEL_MAP,
-            transform=transform,
-            seed=seed,
-            size=size,
-            length=length,
-            cache_images=cache_images,
+            **options,
         )
 
 

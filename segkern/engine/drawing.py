@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 _INK = (28, 32, 38)
 _PAPER = (255, 255, 255)
 _GAP = 8
+_STRIP = 1 << 16  # pixels drawn at a time
 _SMALL = 240  # pixels in width below which a picture is hard to make out
 
 
@@ -25,10 +26,16 @@ def overlay(
     image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.55
 ) -> np.ndarray:
     """Class colours laid over an RGB image of the same size; ignored pixels keep the image."""
-    colours = colour_map(labels, palette).astype(np.float32)
-    mixed = image * (1 - opacity) + colours * opacity
-    known = (labels < len(palette))[..., None]
-    return np.where(known, mixed, image).round().astype(np.uint8)
+    drawn = np.empty(image.shape, dtype=np.uint8)
+    # A few rows at a time: the sums are in floating point, pictures may be large.
+    count = max(1, _STRIP // max(1, image.shape[1]))
+    for top in range(0, len(image), count):
+        rows = slice(top, top + count)
+        colours = colour_map(labels[rows], palette).astype(np.float32)
+        mixed = image[rows] * (1 - opacity) + colours * opacity
+        known = (labels[rows] < len(palette))[..., None]
+        drawn[rows] = np.where(known, mixed, image[rows]).round().astype(np.uint8)
+    return drawn
 
 
 def save_labels(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +80,14 @@ def works_in_tiles(network: nn.Module, inputs: Tensor) -> bool:
     return network.tiled_only or max(inputs.shape[-2:]) > network.tile
 
 
-def tiled_labels(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Classes (N, H, W) int64 on the CPU, tile by tile: scores are kept of one tile at a time."""
-    labels = torch.empty(inputs.shape[0], *inputs.shape[-2:], dtype=torch.int64)
-    for top, left, scores in network.tiles(inputs):
+def tiled_labels(network: nn.Module, images: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+    """Classes (N, H, W) int64 on the CPU of images as they are stored, tile by tile.
+
+    Windows are preprocessed by `prepare` one at a time, and scores kept of one: what grows with the
+    images is the labels alone.
+    """
+    labels = torch.empty(images.shape[0], *images.shape[-2:], dtype=torch.int64)
+    for top, left, scores in network.tiles(images, prepare):
         height, width = scores.shape[-2:]
         labels[:, top : top + height, left : left + width] = scores.argmax(1).cpu()
     return labels

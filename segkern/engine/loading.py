@@ -73,7 +73,7 @@ class Trained:
         if crf is not None:
             return self.probabilities(images, tta=tta, crf=crf).argmax(1).cpu()
         if self.protocol.plain and not tta and works_in_tiles(self.network, images):
-            return tiled_labels(self.network, self._inputs(images))
+            return tiled_labels(self.network, images, self._inputs)
         return predict_labels(self._scores(images, tta), images.shape[-2:]).cpu()
 
     @torch.inference_mode()

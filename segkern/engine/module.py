@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segkern.engine.errors import EngineError
 from segkern.engine.optim import LRFactor, build_optimizer
 from segkern.engine.state import RunState
-from segkern.losses import segmentation_loss
+from segkern.losses import pixel_loss
 from segkern.metrics import SegmentationMetrics
 from segkern.models._preprocess import preprocess
 
@@ -94,12 +94,15 @@ class SegmentationModule(NetworkModule):
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits against labels, which are sampled down to a smaller output."""
-        return segmentation_loss(
+        return pixel_loss(
             logits.float(),
             labels_at(target, logits.shape[-2:], self.recipe.label_grid),
+            self.recipe.loss,
             weight=self.class_weights,
             ignore_index=self.ignore_index,
             reduction=self.recipe.loss_reduction,
+            label_smoothing=self.recipe.label_smoothing,
+            options=self.recipe.loss_options,
         )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -108,7 +108,7 @@ class TrainSettings:
         _at_least("seed", self.seed, 0)
         _at_least("batch_size", self.recipe["batch_size"], 1)
         _at_least("epochs", self.recipe["epochs"], 1)
-        if not self.recipe["lr"] > 0:
+        if not self.recipe["lr"] > 0 and self.recipe["optimizer"] != "fit":
             raise EngineError(f"train: lr must be above 0, got {self.recipe['lr']}")
         if self.max_time is not None and not self.max_time > 0:
             raise EngineError(f"train: max_time must be above 0 seconds, got {self.max_time}")

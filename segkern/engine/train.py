@@ -36,6 +36,7 @@ from segkern.engine.checkpoint import (
 )
 from segkern.engine.errors import EngineError, RunStopped, is_disk_full
 from segkern.engine.files import remove_leftovers, write_json
+from segkern.engine.fit_forest import check_fit, fit_at_once
 from segkern.engine.launch import launch, started_outside
 from segkern.engine.loader import TrainLoader, validation_loader
 from segkern.engine.memory import keep_freed_memory
@@ -98,6 +99,8 @@ def fit(
         state = read_state(run / LAST)
         if _complete(settings, state):
             return _result(run, "complete", state)
+    if settings.recipe["optimizer"] == "fit":
+        return _fit_at_once(settings, resume=resume, overwrite=overwrite, show=show)
     check_devices(settings)
     task_of(settings.model).check(settings)
     if started_outside():
@@ -122,6 +125,27 @@ def fit(
     # Other machines than the first need not see the folder.
     state = read_state(run / LAST) if (run / LAST).is_file() else RunState()
     return _result(run, "launched", state)
+
+
+def _fit_at_once(
+    settings: TrainSettings, *, resume: bool, overwrite: bool, show: Callable[[str], None] | None
+) -> FitResult:
+    """The run of a method without gradients."""
+    check_fit(settings, resume=resume)
+    run = Path(settings.output)
+    _check_folder(run, resume=resume, overwrite=overwrite)
+    _seed_everything(settings.seed)
+    recipe = Recipe(**settings.recipe)
+    train_set = _open(settings, "train", _train_transform(recipe))
+    val_set = _open(settings, "val", build_eval_transform(recipe))
+    network = _build_network(settings, train_set.num_classes, resume=False)
+    if not hasattr(network, "fit"):
+        raise EngineError(
+            f"train: {settings.model} is trained by steps: optimizer must not be 'fit'"
+        )
+    _prepare_folder(settings, resume=resume, overwrite=overwrite)
+    measured = fit_at_once(network, settings, train_set, val_set, Journal(run, show))
+    return FitResult(run, "epochs", 1, 1, measured["miou"], 1)
 
 
 def run_job(

@@ -55,10 +55,8 @@ def segmentation_loss(
         1.3863
     """
     _check(logits, target, weight, reduction, label_smoothing)
-    if check_range is None:
-        check_range = target.device.type == "cpu" and not torch.compiler.is_compiling()
-    if check_range:
-        _check_labels(target, logits.shape[1], ignore_index)
+    if reads_labels(target) if check_range is None else check_range:
+        check_labels("segmentation_loss", target, logits.shape[1], ignore_index)
 
     with torch.autocast(logits.device.type, enabled=False):
         scores = logits if logits.dtype == torch.float64 else logits.float()
@@ -73,15 +71,23 @@ def segmentation_loss(
             reduction="none",
             label_smoothing=label_smoothing,
         )
-        if reduction == "none":
-            return loss
-        if reduction == "batch":
-            return loss.sum() / max(logits.shape[0], 1)
-        counted = labels != ignore_index
-        if reduction == "pixels" or weights is None:
-            return loss.sum() / counted.sum().clamp(min=1)
-        total = (weights[labels.masked_fill(~counted, 0)] * counted).sum()
-        return loss.sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
+        return reduce_pixels(loss, labels, weights, ignore_index, reduction)
+
+
+def reduce_pixels(
+    losses: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
+) -> Tensor:
+    """Weighted losses (N, H, W), 0 where ignored, to what ``reduction`` says."""
+    if reduction == "none":
+        return losses
+    if reduction == "batch":
+        return losses.sum() / max(losses.shape[0], 1)
+    counted = target != ignore_index
+    if reduction == "pixels" or weight is None:
+        return losses.sum() / counted.sum().clamp(min=1)
+    weights = weight.to(losses.dtype)
+    total = (weights[target.long().masked_fill(~counted, 0)] * counted).sum()
+    return losses.sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 class SegmentationLoss(nn.Module):
@@ -107,11 +113,7 @@ class SegmentationLoss(nn.Module):
         check_range: bool | None = None,
     ) -> None:
         super().__init__()
-        if reduction not in REDUCTIONS:
-            raise ValueError(
-                f"SegmentationLoss: reduction must be one of {', '.join(REDUCTIONS)}, "
-                f"got {reduction!r}"
-            )
+        check_reduction("SegmentationLoss", reduction)
         self.register_buffer("weight", weight, persistent=False)
         self.ignore_index = ignore_index
         self.reduction = reduction
@@ -134,26 +136,39 @@ class SegmentationLoss(nn.Module):
         return f"{weighted}ignore_index={self.ignore_index}, reduction={self.reduction!r}"
 
 
-def _check(
-    logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float
-) -> None:
+def check_scores(name: str, logits: Tensor, target: Tensor) -> None:
+    """Raise ValueError unless they are (N, C, H, W) floats and (N, H, W) integers together."""
     if logits.dim() != 4 or logits.shape[1] == 0 or not logits.is_floating_point():
         raise ValueError(
-            "segmentation_loss: logits must be (N, C, H, W) and floating point, "
+            f"{name}: logits must be (N, C, H, W) and floating point, "
             f"got {tuple(logits.shape)} {logits.dtype}"
         )
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise ValueError(f"segmentation_loss: target must hold integers, got {target.dtype}")
+        raise ValueError(f"{name}: target must hold integers, got {target.dtype}")
     wanted = (logits.shape[0], *logits.shape[2:])
     if tuple(target.shape) != wanted:
         raise ValueError(
-            f"segmentation_loss: target must be (N, H, W) = {tuple(wanted)} for logits "
+            f"{name}: target must be (N, H, W) = {tuple(wanted)} for logits "
             f"{tuple(logits.shape)}, got {tuple(target.shape)}"
         )
     if target.device != logits.device:
         raise ValueError(
-            f"segmentation_loss: target must be on {logits.device} like logits, got {target.device}"
+            f"{name}: target must be on {logits.device} like logits, got {target.device}"
         )
+
+
+def check_reduction(name: str, reduction: str) -> None:
+    """Raise ValueError unless ``reduction`` is one of `REDUCTIONS`."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"{name}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
+        )
+
+
+def _check(
+    logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float
+) -> None:
+    check_scores("segmentation_loss", logits, target)
     if weight is not None:
         classes = logits.shape[1]
         if tuple(weight.shape) != (classes,) or not weight.is_floating_point():
@@ -166,21 +181,23 @@ def _check(
                 f"segmentation_loss: weight must be on {logits.device} like logits, "
                 f"got {weight.device}"
             )
-    if reduction not in REDUCTIONS:
-        raise ValueError(
-            f"segmentation_loss: reduction must be one of {', '.join(REDUCTIONS)}, "
-            f"got {reduction!r}"
-        )
+    check_reduction("segmentation_loss", reduction)
     if not 0 <= label_smoothing < 1:
         raise ValueError(
             f"segmentation_loss: label_smoothing must be in [0, 1), got {label_smoothing}"
         )
 
 
-def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
+def reads_labels(target: Tensor) -> bool:
+    """Whether labels can be looked at without waiting for a device or breaking a graph."""
+    return target.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_labels(name: str, target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise ValueError where a label is neither a class nor ``ignore_index``; reads the answer."""
     bad = (target != ignore_index) & ((target < 0) | (target >= classes))
     if bad.any():
         raise ValueError(
-            f"segmentation_loss: target must be in [0, {classes}) or {ignore_index}, "
+            f"{name}: target must be in [0, {classes}) or {ignore_index}, "
             f"got {target[bad].unique().tolist()[:8]}"
         )

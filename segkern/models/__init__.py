@@ -36,6 +36,7 @@ from segkern.models import (
 from segkern.models import fcn, patch_cnn, unet  # isort: skip
 from segkern.models import maskrcnn  # isort: skip
 from segkern.models import decoupled_solo, solo, solov2  # isort: skip
+from segkern.models import crfasrnn, random_forest, texton_forest  # isort: skip
 
 __all__ = [
     "LoadReport",
@@ -44,6 +45,7 @@ __all__ = [
     "WeightsError",
     "aunet",
     "create_model",
+    "crfasrnn",
     "danet",
     "deconvnet",
     "decoupled_solo",
@@ -69,6 +71,7 @@ __all__ = [
     "patch_cnn",
     "preprocess",
     "pspnet",
+    "random_forest",
     "read_card",
     "refinenet",
     "register_model",
@@ -77,5 +80,6 @@ __all__ = [
     "segnet_basic",
     "solo",
     "solov2",
+    "texton_forest",
     "unet",
 ]

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from segkern.losses import check_loss
+
 INPUT_MODES = (
     "unit",
     "caffe",
@@ -28,7 +30,8 @@ class Recipe:
     ``dataclasses.replace(recipe, lr=0.01)`` makes a variant. Sizes are ``(height, width)``.
 
     Attributes:
-        optimizer: ``"sgd"``, ``"adam"`` or ``"rmsprop"``.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"rmsprop"``; or ``"fit"`` for methods without
+            gradients, which their ``fit`` builds at once: numbers of steps mean nothing then.
         lr: Learning rate at the start.
         momentum: Momentum of SGD.
         smoothing: Share of the old value in the mean square of RMSprop.
@@ -51,8 +54,11 @@ class Recipe:
         input: Scaling of the input, one of the modes of
             :func:`segkern.models.preprocess`: ``"unit"``, ``"caffe"``, ``"bgr"``, ``"imagenet"``,
             and others.
-        loss: ``"cross_entropy"``, or ``"network"``: the network returns its own losses in
-            training, a dict whose sum is minimised, as those of instances do.
+        loss: A loss of :func:`segkern.losses.pixel_loss`, or several with ``+`` between; or
+            ``"network"``: the network returns its own losses in training, a dict whose sum is
+            minimised, as those of instances do.
+        loss_options: Their numbers by name, as ``{"gamma": 2.0}``.
+        label_smoothing: Share of the target spread over all classes.
         class_weights: ``None``, ``"enet"``, ``"espnet"`` or ``"median_frequency"``.
         loss_reduction: ``"pixels"`` divides the weighted sum by the number of pixels that count,
             ``"weights"`` by the sum of their weights, ``"batch"`` by the number of images.
@@ -106,6 +112,8 @@ class Recipe:
     epochs: int
     input: str = "unit"
     loss: str = "cross_entropy"
+    loss_options: Mapping[str, float] = field(default_factory=dict)
+    label_smoothing: float = 0.0
     class_weights: str | None = None
     loss_reduction: str = "pixels"
     bias_lr_mult: float = 1.0
@@ -131,10 +139,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         choices = {
-            "optimizer": ("sgd", "adam", "rmsprop"),
+            "optimizer": ("sgd", "adam", "rmsprop", "fit"),
             "schedule": ("constant", "step", "multistep", "poly"),
             "input": INPUT_MODES,
-            "loss": ("cross_entropy", "network"),
             "class_weights": (None, "enet", "espnet", "median_frequency"),
             "loss_reduction": ("pixels", "weights", "batch"),
             "label_grid": LABEL_GRIDS,
@@ -149,6 +156,15 @@ class Recipe:
         if self.schedule == "step" and self.step_size < 1:
             raise ValueError(f"Recipe: step_size must be at least 1, got {self.step_size}")
         self._check_schedule()
+        if self.loss != "network":
+            try:
+                check_loss(self.loss, self.loss_options)
+            except ValueError as error:
+                raise ValueError(f"Recipe: {error}") from error
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"Recipe: label_smoothing must be in [0, 1), got {self.label_smoothing}"
+            )
 
     def _check_schedule(self) -> None:
         marks = (0.0, *self.milestones, 1.0)

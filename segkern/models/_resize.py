@@ -64,6 +64,11 @@ def mirrored_window(image: Tensor, first: tuple[int, int], last: tuple[int, int]
     return in_layout_of(image, mirrored)
 
 
+def as_it_is(x: Tensor) -> Tensor:
+    """``x``: what is done to a window where nothing is to be done."""
+    return x
+
+
 def in_layout_of(like: Tensor, x: Tensor) -> Tensor:
     """``x`` in channels last where ``like`` is."""
     if like.is_contiguous() or not like.is_contiguous(memory_format=torch.channels_last):

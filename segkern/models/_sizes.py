@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -58,6 +60,36 @@ def pad_to_valid(
             f"{height + pad_h}x{width + pad_w}; use pad_mode='replicate'"
         )
     return functional.pad(image, (0, pad_w, 0, pad_h), mode=PAD_MODES[pad_mode])
+
+
+@dataclass(frozen=True)
+class InputSize:
+    """What a network whose maps are halved takes: called with an image, it checks and pads it.
+
+    Attributes:
+        network: Name for error messages.
+        in_channels: Channels that the image must have.
+        multiple, pad_mode, strict_size: As for :func:`pad_to_valid`.
+    """
+
+    network: str
+    in_channels: int
+    multiple: int
+    pad_mode: str
+    strict_size: bool
+
+    def __post_init__(self) -> None:
+        check_pad_mode(self.network, self.pad_mode)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        check_image(self.network, image, self.in_channels)
+        return pad_to_valid(
+            self.network,
+            image,
+            multiple=self.multiple,
+            pad_mode=self.pad_mode,
+            strict_size=self.strict_size,
+        )
 
 
 def check_image(network: str, image: Tensor, channels: int | None = None) -> None:

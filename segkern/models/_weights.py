@@ -199,6 +199,35 @@ def apply_weights(model: nn.Module, weights: Weights, strict: bool = True) -> Lo
     return LoadReport(missing, unexpected, mismatched)
 
 
+def load_encoder(
+    network: str,
+    encoder: nn.Module,
+    given: Mapping[str, Tensor],
+    source: str,
+    prefix: str = "",
+) -> None:
+    """Copy the weights of a trained encoder into a network's, all of them.
+
+    ``source`` is the file's name and ``prefix`` what its names begin with, for the message.
+
+    Raises:
+        WeightsError: If they do not fit; the message lists every name.
+    """
+    own = encoder.state_dict()
+    wrong = sorted(
+        key
+        for key in own.keys() | given.keys()
+        if not key.endswith(_OPTIONAL_SUFFIX)
+        and (key not in own or key not in given or own[key].shape != given[key].shape)
+    )
+    if wrong:
+        raise WeightsError(
+            f"{network}: {source} does not hold the encoder; missing, left over or of another "
+            f"shape: {', '.join(prefix + key for key in wrong)}"
+        )
+    encoder.load_state_dict(given, strict=False)
+
+
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a safetensors file or PyTorch checkpoint by name, and its card.
 

@@ -14,13 +14,12 @@ from segkern.models._prelu import PReLU
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
 from segkern.models._sizes import (
+    InputSize,
     check_batch_statistics,
-    check_image,
     check_pad_mode,
     crop_to,
-    pad_to_valid,
 )
-from segkern.models._weights import WeightsError, open_weights
+from segkern.models._weights import load_encoder, open_weights
 from segkern.nn import MaxPool2d, MaxUnpool2d
 
 PAPER = (
@@ -307,19 +306,14 @@ class ENet(nn.Module):
 
     def __init__(self, config: ENetConfig) -> None:
         super().__init__()
-        self.pad_mode = config.pad_mode
-        self.strict_size = config.strict_size
-        self.in_channels = config.in_channels
+        self.input_size = _input_size("enet", config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         _initialise(self)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        check_image("enet", image, self.in_channels)
-        height, width = image.shape[-2:]
-        padded = _pad(self, image)
-        features, routes = self.encoder(padded)
-        return {"out": crop_to(self.decoder(features, routes), height, width)}
+        features, routes = self.encoder(self.input_size(image))
+        return {"out": crop_to(self.decoder(features, routes), *image.shape[-2:])}
 
     def load_backbone(self, source: str | Path) -> None:
         """Take the encoder of a trained ``enet_encoder``, the paper's second training stage.
@@ -337,18 +331,7 @@ class ENet(nn.Module):
             for key, value in opened.state_dict.items()
             if key.startswith(prefix)
         }
-        own = self.encoder.state_dict()
-        wrong = sorted(
-            key
-            for key in own.keys() | given.keys()
-            if key not in own or key not in given or own[key].shape != given[key].shape
-        )
-        if wrong:
-            raise WeightsError(
-                f"enet: {opened.path.name} does not hold the encoder; missing, left over or of "
-                f"another shape: {', '.join(prefix + key for key in wrong)}"
-            )
-        self.encoder.load_state_dict(given)
+        load_encoder("enet", self.encoder, given, opened.path.name, prefix)
 
 
 class ENetEncoder(nn.Module):
@@ -368,16 +351,13 @@ class ENetEncoder(nn.Module):
 
     def __init__(self, config: ENetConfig) -> None:
         super().__init__()
-        self.pad_mode = config.pad_mode
-        self.strict_size = config.strict_size
-        self.in_channels = config.in_channels
+        self.input_size = _input_size("enet_encoder", config)
         self.encoder = Encoder(config)
         self.head = nn.Conv2d(128, config.num_classes, 1)
         _initialise(self)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        check_image("enet_encoder", image, self.in_channels)
-        features, _ = self.encoder(_pad(self, image))
+        features, _ = self.encoder(self.input_size(image))
         return {"out": self.head(features)}
 
 
@@ -393,14 +373,8 @@ def _decoder_act(channels: int, prelu: bool) -> nn.Module:
     return PReLU(channels) if prelu else nn.ReLU(inplace=True)
 
 
-def _pad(network: ENet | ENetEncoder, image: Tensor) -> Tensor:
-    return pad_to_valid(
-        "enet" if isinstance(network, ENet) else "enet_encoder",
-        image,
-        multiple=SIZE_MULTIPLE,
-        pad_mode=network.pad_mode,
-        strict_size=network.strict_size,
-    )
+def _input_size(name: str, config: ENetConfig) -> InputSize:
+    return InputSize(name, config.in_channels, SIZE_MULTIPLE, config.pad_mode, config.strict_size)
 
 
 def _initialise(network: nn.Module) -> None:
@@ -461,13 +435,7 @@ def enet(config: ENetConfig) -> ENet:
     return ENet(config)
 
 
-@register_model(
-    ENetConfig,
-    parameters=339_704,
-    paper=PAPER,
-    recipe=RECIPE,
-    head="head.bias",
-)
+@register_model(ENetConfig, parameters=339_704, paper=PAPER, recipe=RECIPE, head="head.bias")
 def enet_encoder(config: ENetConfig) -> ENetEncoder:
     """ENet's encoder with a 1x1 head, scores at 1/8 resolution: the first training stage."""
     return ENetEncoder(config)

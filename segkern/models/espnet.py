@@ -15,8 +15,8 @@ from segkern.models._options import check_choice
 from segkern.models._prelu import PReLU
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
-from segkern.models._sizes import check_image, check_pad_mode, crop_to, pad_to_valid
-from segkern.models._weights import WeightsError, open_weights
+from segkern.models._sizes import InputSize, crop_to
+from segkern.models._weights import load_encoder, open_weights
 from segkern.nn import ConvNormAct, ESPModule
 
 PAPER = (
@@ -116,9 +116,7 @@ class ESPNetEncoder(nn.Module):
     ) -> None:
         super().__init__()
         _check(name, config)
-        self.name = name
-        self.in_channels = config.in_channels
-        self.pad_mode, self.strict_size = config.pad_mode, config.strict_size
+        self.input_size = _input_size(name, config)
         self.concatenate, self.reinforce = concatenate, reinforce
         image = config.in_channels if reinforce else 0
         after = NormAct if concat_norm else _nothing
@@ -135,8 +133,7 @@ class ESPNetEncoder(nn.Module):
         self.classifier = nn.Conv2d(wide, config.num_classes, 1, bias=False)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        check_image(self.name, image, self.in_channels)
-        return {"out": self.run(pad(self, self.name, image))[0]}
+        return {"out": self.run(self.input_size(image))[0]}
 
     def run(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Scores at 1/8, level 1 at 1/2, the same with the image, and level 2 at 1/4."""
@@ -186,8 +183,7 @@ class ESPNet(nn.Module):
         _check("espnet", config)
         check_choice("espnet", "tail", config.tail, ("level1", "b1"))
         classes = config.num_classes
-        self.in_channels = config.in_channels
-        self.pad_mode, self.strict_size = config.pad_mode, config.strict_size
+        self.input_size = _input_size("espnet", config)
         self.tail = config.tail
         self.encoder = ESPNetEncoder("espnet", config)
         self.br = nn.BatchNorm2d(classes, eps=NORM_EPS)
@@ -203,13 +199,11 @@ class ESPNet(nn.Module):
         self.classifier = _double(classes)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        check_image("espnet", image, self.in_channels)
-        height, width = image.shape[-2:]
-        scores, level1, joined1, level2 = self.encoder.run(pad(self, "espnet", image))
+        scores, level1, joined1, level2 = self.encoder.run(self.input_size(image))
         x = torch.cat([self.level3_C(level2), self.up_l3(self.br(scores))], dim=1)
         x = self.up_l2(self.combine_l2_l3(x))
         x = self.conv(torch.cat([x, level1 if self.tail == "level1" else joined1], dim=1))
-        return {"out": crop_to(self.classifier(x), height, width)}
+        return {"out": crop_to(self.classifier(x), *image.shape[-2:])}
 
     def load_backbone(self, source: str | Path) -> None:
         """Take a trained ``espnet_c`` as the encoder, the paper's second training stage.
@@ -221,20 +215,7 @@ class ESPNet(nn.Module):
             WeightsError: If they are not such weights.
         """
         opened = open_weights("espnet_c", source)
-        own = self.encoder.state_dict()
-        given = opened.state_dict
-        wrong = sorted(
-            key
-            for key in own.keys() | given.keys()
-            if not key.endswith(".num_batches_tracked")
-            and (key not in own or key not in given or own[key].shape != given[key].shape)
-        )
-        if wrong:
-            raise WeightsError(
-                f"espnet: {opened.path.name} does not hold the encoder; missing, left over or of "
-                f"another shape: {', '.join(wrong)}"
-            )
-        self.encoder.load_state_dict(given, strict=False)
+        load_encoder("espnet", self.encoder, opened.state_dict, opened.path.name)
 
 
 def shrink(image: Tensor) -> Tensor:
@@ -242,15 +223,8 @@ def shrink(image: Tensor) -> Tensor:
     return functional.avg_pool2d(image, 3, stride=2, padding=1)
 
 
-def pad(network: nn.Module, name: str, image: Tensor) -> Tensor:
-    """The image at a size that is a multiple of 8."""
-    return pad_to_valid(
-        name,
-        image,
-        multiple=SIZE_MULTIPLE,
-        pad_mode=network.pad_mode,
-        strict_size=network.strict_size,
-    )
+def _input_size(name: str, config: ESPNetEncoderConfig) -> InputSize:
+    return InputSize(name, config.in_channels, SIZE_MULTIPLE, config.pad_mode, config.strict_size)
 
 
 def _conv(in_channels: int, out_channels: int, stride: int = 1) -> ConvNormAct:
@@ -267,7 +241,6 @@ def _nothing(channels: int) -> nn.Identity:
 
 
 def _check(name: str, config: ESPNetEncoderConfig) -> None:
-    check_pad_mode(name, config.pad_mode)
     for key in ("p", "q"):
         value = getattr(config, key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -306,44 +279,31 @@ RECIPE = dataclasses.replace(
 )
 
 
-@register_model(
-    ESPNetEncoderConfig,
-    parameters=330_272,
-    paper=PAPER,
-    recipe=RECIPE_ENCODER,
-    head="classifier.weight",
-)
+_register = partial(register_model, paper=PAPER, head="classifier.weight")
+
+
+@_register(ESPNetEncoderConfig, parameters=330_272, recipe=RECIPE_ENCODER)
 def espnet_a(config: ESPNetEncoderConfig) -> ESPNetEncoder:
     """ESPNet-A, the plain chain of ESP modules, 0.33 M parameters, 20 classes, scores at 1/8."""
     return ESPNetEncoder("espnet_a", config, concatenate=False, reinforce=False)
 
 
-@register_model(
-    ESPNetBConfig, parameters=348_384, paper=PAPER, recipe=RECIPE_ENCODER, head="classifier.weight"
-)
+@_register(ESPNetBConfig, parameters=348_384, recipe=RECIPE_ENCODER)
 def espnet_b(config: ESPNetBConfig) -> ESPNetEncoder:
     """ESPNet-B, A with feature maps shared within levels, 0.35 M parameters, scores at 1/8."""
     return ESPNetEncoder("espnet_b", config, reinforce=False, concat_norm=config.concat_norm)
 
 
-@register_model(
-    ESPNetEncoderConfig,
-    parameters=349_449,
-    paper=PAPER,
-    recipe=RECIPE_ENCODER,
-    head="classifier.weight",
-)
+@_register(ESPNetEncoderConfig, parameters=349_449, recipe=RECIPE_ENCODER)
 def espnet_c(config: ESPNetEncoderConfig) -> ESPNetEncoder:
     """ESPNet-C, B with the image at each level, 0.35 M parameters, 20 classes, scores at 1/8."""
     return ESPNetEncoder("espnet_c", config)
 
 
-@register_model(
+@_register(
     ESPNetConfig,
     parameters=364_569,
-    paper=PAPER,
     recipe=RECIPE,
-    head="classifier.weight",
     reported={
         "Cityscapes test class IoU": 60.336,
         "Cityscapes test category IoU": 82.178,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -251,12 +252,13 @@ RECIPE_103 = Recipe(
 RECIPE = replace(RECIPE_103, source="arXiv:1611.09326 section 4; SimJeg/FC-DenseNet train.py")
 
 
-@register_model(
+_register = partial(register_model, paper=PAPER, head="classifier.bias")
+
+
+@_register(
     FCDenseNet56Config,
     parameters=1_376_795,
-    paper=PAPER,
     recipe=RECIPE,
-    head="classifier.bias",
     reported={"CamVid test mIoU": 58.9, "CamVid test global accuracy": 88.9},
 )
 def fc_densenet56(config: FCDenseNet56Config) -> FCDenseNet:
@@ -264,12 +266,10 @@ def fc_densenet56(config: FCDenseNet56Config) -> FCDenseNet:
     return FCDenseNet("fc_densenet56", config)
 
 
-@register_model(
+@_register(
     FCDenseNet67Config,
     parameters=3_463_243,
-    paper=PAPER,
     recipe=RECIPE,
-    head="classifier.bias",
     reported={"CamVid test mIoU": 65.8, "CamVid test global accuracy": 90.8},
 )
 def fc_densenet67(config: FCDenseNet67Config) -> FCDenseNet:
@@ -277,12 +277,10 @@ def fc_densenet67(config: FCDenseNet67Config) -> FCDenseNet:
     return FCDenseNet("fc_densenet67", config)
 
 
-@register_model(
+@_register(
     FCDenseNet103Config,
     parameters=9_322_091,
-    paper=PAPER,
     recipe=RECIPE_103,
-    head="classifier.bias",
     reported={"CamVid test mIoU": 66.9, "CamVid test global accuracy": 91.5},
 )
 def fc_densenet103(config: FCDenseNet103Config) -> FCDenseNet:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -368,13 +367,22 @@ def _recipe_of(own: Recipe) -> Any:
     return choose
 
 
-@register_model(
+def _register(config: type, recipe: Recipe, **facts: Any) -> Any:
+    """Enter an FCN into the list, with the recipes of its other backbones."""
+    return register_model(
+        config,
+        paper=PAPER,
+        recipe=recipe,
+        recipe_of=_recipe_of(recipe),
+        head="score_fr.bias",
+        **facts,
+    )
+
+
+@_register(
     FCN32sConfig,
+    RECIPE_32S,
     parameters=134_346_581,
-    paper=PAPER,
-    recipe=RECIPE_32S,
-    recipe_of=_recipe_of(RECIPE_32S),
-    head="score_fr.bias",
     reported={
         "VOC 2011 val (736 images) mIoU, released": 63.6,
         "VOC 2011 val (736 images) mIoU, CVPR": 59.4,
@@ -388,13 +396,10 @@ def fcn32s(config: FCN32sConfig) -> FCN:
     return FCN("fcn32s", config, 32)
 
 
-@register_model(
+@_register(
     FCNSkipConfig,
+    RECIPE_16S,
     parameters=134_357_354,
-    paper=PAPER,
-    recipe=RECIPE_16S,
-    recipe_of=_recipe_of(RECIPE_16S),
-    head="score_fr.bias",
     reported={
         "VOC 2011 val (736 images) mIoU, released": 65.0,
         "VOC 2011 val (736 images) mIoU, CVPR": 62.4,
@@ -406,13 +411,10 @@ def fcn16s(config: FCNSkipConfig) -> FCN:
     return FCN("fcn16s", config, 16)
 
 
-@register_model(
+@_register(
     FCNSkipConfig,
+    RECIPE_8S,
     parameters=134_362_751,
-    paper=PAPER,
-    recipe=RECIPE_8S,
-    recipe_of=_recipe_of(RECIPE_8S),
-    head="score_fr.bias",
     reported={
         "VOC 2011 val (736 images) mIoU, released": 65.5,
         "VOC 2011 val (736 images) mIoU, released, at_once": 65.4,

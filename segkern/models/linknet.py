@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from segkern.models._options import check_choice
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
-from segkern.models._sizes import (
-    check_batch_statistics,
-    check_image,
-    check_pad_mode,
-    crop_to,
-    pad_to_valid,
-)
+from segkern.models._sizes import InputSize, check_batch_statistics, crop_to
 from segkern.models.backbones import ResNet, load_imagenet
 from segkern.models.backbones.resnet import BASIC_RESNETS, scale_channels
 
@@ -99,9 +93,9 @@ class LinkNet(nn.Module):
     def __init__(self, config: LinkNetConfig) -> None:
         super().__init__()
         check_choice("linknet", "backbone", config.backbone, tuple(BASIC_RESNETS))
-        check_pad_mode("linknet", config.pad_mode)
-        self.in_channels = config.in_channels
-        self.pad_mode, self.strict_size = config.pad_mode, config.strict_size
+        self.input_size = InputSize(
+            "linknet", config.in_channels, SIZE_MULTIPLE, config.pad_mode, config.strict_size
+        )
         self.backbone = ResNet(
             "linknet", config.backbone, config.in_channels, output_stride=32, width=config.width
         )
@@ -128,15 +122,7 @@ class LinkNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        check_image("linknet", image, self.in_channels)
-        height, width = image.shape[-2:]
-        padded = pad_to_valid(
-            "linknet",
-            image,
-            multiple=SIZE_MULTIPLE,
-            pad_mode=self.pad_mode,
-            strict_size=self.strict_size,
-        )
+        padded = self.input_size(image)
         last = padded[..., ::SIZE_MULTIPLE, ::SIZE_MULTIPLE]
         check_batch_statistics("linknet", "backbone.layer4.0.bn1", last, self.training)
         pooled, e1, e2, e3, e4 = self.backbone.stages(padded)
@@ -144,7 +130,7 @@ class LinkNet(nn.Module):
         x = torch.relu(e2 + self.decoder3(x))
         x = torch.relu(e1 + self.decoder2(x))
         x = torch.relu(pooled + self.decoder1(x))
-        return {"out": crop_to(self.classifier(self.final(x)), height, width)}
+        return {"out": crop_to(self.classifier(self.final(x)), *image.shape[-2:])}
 
     def load_backbone(self, source: str | Path) -> None:
         """Start the trunk from ImageNet; ``recipe.input`` becomes ``"imagenet"``.

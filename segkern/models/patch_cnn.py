@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional
 from segkern.models._options import check_choice
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
-from segkern.models._resize import in_layout_of, mirrored_window
+from segkern.models._resize import as_it_is, in_layout_of, mirrored_window
 from segkern.models._sizes import check_image
 from segkern.models.backbones.resnet import scale_channels
 
@@ -129,18 +129,28 @@ class PatchCNN(nn.Module):
             scores.append(self.cells(windows[plane // height, plane % height, column]))
         return torch.cat(scores).view(batch, height, width, -1).permute(0, 3, 1, 2).contiguous()
 
-    def tiles(self, image: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    def tiles(
+        self, image: Tensor, prepare: Callable[[Tensor], Tensor] = as_it_is
+    ) -> Iterator[tuple[int, int, Tensor]]:
         """Scores tile by tile, those of the whole image; see :meth:`UNet.tiles`."""
         check_image("patch_cnn", image, self.in_channels)
         height, width = image.shape[-2:]
         for top in range(0, height, self.tile):
             for left in range(0, width, self.tile):
                 bottom, right = min(top + self.tile, height), min(left + self.tile, width)
-                yield top, left, self._window(image, top, left, bottom, right)
+                yield top, left, self._window(image, top, left, bottom, right, prepare)
 
-    def _window(self, image: Tensor, top: int, left: int, bottom: int, right: int) -> Tensor:
+    def _window(
+        self,
+        image: Tensor,
+        top: int,
+        left: int,
+        bottom: int,
+        right: int,
+        prepare: Callable[[Tensor], Tensor] = as_it_is,
+    ) -> Tensor:
         ends = (bottom + MARGIN, right + MARGIN)
-        x = mirrored_window(image, (top - MARGIN, left - MARGIN), ends)
+        x = prepare(mirrored_window(image, (top - MARGIN, left - MARGIN), ends))
         return in_layout_of(image, getattr(self, self.evaluation)(x))
 
 

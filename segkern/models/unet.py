@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional
 from segkern.models._options import check_choice
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
-from segkern.models._resize import in_layout_of, mirrored_window
+from segkern.models._resize import as_it_is, in_layout_of, mirrored_window
 from segkern.models._sizes import check_image, crop_to
 from segkern.models.backbones.resnet import scale_channels
 
@@ -156,7 +156,9 @@ class UNet(nn.Module):
             x = self.get_submodule(f"up{level}")(torch.cat([x, skip], dim=1))
         return self.score(x)
 
-    def tiles(self, image: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    def tiles(
+        self, image: Tensor, prepare: Callable[[Tensor], Tensor] = as_it_is
+    ) -> Iterator[tuple[int, int, Tensor]]:
         """The overlap-tile strategy: scores of an image of any size, tile by tile.
 
         Tiles start at multiples of ``tile``, so that every pool sees the pixels it would see in
@@ -165,7 +167,8 @@ class UNet(nn.Module):
         (``padding="same"``: zeros, as for the whole image).
 
         Args:
-            image: ``(N, in_channels, H, W)``, preprocessed.
+            image: ``(N, in_channels, H, W)``, preprocessed; or as ``prepare`` takes it.
+            prepare: Preprocessing of each window cut from the image, pixel by pixel.
 
         Yields:
             First row, first column and scores ``(N, num_classes, h, w)`` of each tile; h and w are
@@ -182,18 +185,30 @@ class UNet(nn.Module):
             for left in range(0, width, self.tile):
                 size = (min(self.tile, height - top), min(self.tile, width - left))
                 cut = self._window if self.padding == "valid" else self._same_window
-                yield top, left, cut(image, (top, left), size)
+                yield top, left, cut(image, (top, left), size, prepare)
 
-    def _window(self, image: Tensor, first: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    def _window(
+        self,
+        image: Tensor,
+        first: tuple[int, int],
+        size: tuple[int, int],
+        prepare: Callable[[Tensor], Tensor] = as_it_is,
+    ) -> Tensor:
         """Scores of a window of the mirrored image by valid convolutions."""
         first = (first[0] - MARGIN, first[1] - MARGIN)
         # The next 16 k + 60; modulo, as export can prove it constant for multiples of 16.
         missing = [-(n + 2 * MARGIN - 60) % MULTIPLE for n in size]
         ends = [f + n + 2 * MARGIN + m for f, n, m in zip(first, size, missing)]
-        scores = self.scores(mirrored_window(image, first, (ends[0], ends[1])))
+        scores = self.scores(prepare(mirrored_window(image, first, (ends[0], ends[1]))))
         return in_layout_of(image, crop_to(scores, *size))
 
-    def _same_window(self, image: Tensor, first: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    def _same_window(
+        self,
+        image: Tensor,
+        first: tuple[int, int],
+        size: tuple[int, int],
+        prepare: Callable[[Tensor], Tensor],
+    ) -> Tensor:
         """Scores of a window by padded convolutions, which pad at the border of the image alone."""
         starts, ends = [], []
         for begin, n, length in zip(first, size, image.shape[-2:]):
@@ -201,7 +216,8 @@ class UNet(nn.Module):
             last = length + -length % MULTIPLE
             end = begin + n
             ends.append(min(end + -end % MULTIPLE + SAME_MARGIN, last))
-        scores = self.scores(mirrored_window(image, (starts[0], starts[1]), (ends[0], ends[1])))
+        window = mirrored_window(image, (starts[0], starts[1]), (ends[0], ends[1]))
+        scores = self.scores(prepare(window))
         scores = scores[..., first[0] - starts[0] :, first[1] - starts[1] :]
         return in_layout_of(image, crop_to(scores, *size))
 

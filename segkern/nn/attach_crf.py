@@ -93,8 +93,14 @@ def attach_crf(
             f"attach_crf: network must be of the registry (create_model), got "
             f"{type(network).__name__}"
         )
-    if "crf" in config:
+    if any(isinstance(module, CRFAsRNN) for module in network.modules()):
         raise ValueError(f"attach_crf: network must have no CRF yet, {config['name']} has one")
+    device = next((parameter.device for parameter in network.parameters()), None)
+    if device is None:
+        raise ValueError(
+            f"attach_crf: network must have parameters to train with the CRF, {config['name']} "
+            "has none; refine its probabilities by `segkern predict --crf`"
+        )
     known = list(inspect.signature(CRFAsRNN).parameters)[1:]
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -105,4 +111,4 @@ def attach_crf(
     crf = CRFAsRNN(config["num_classes"], **options)
     recorded = {"input": network.recipe.input if input is None else input, **options}
     attached = CRFNetwork(network, crf, json.loads(json.dumps(recorded)))
-    return attached.to(next(network.parameters()).device)
+    return attached.to(device)

@@ -117,7 +117,7 @@ def test_schedules(schedule: dict, expected: list[float]) -> None:
         ({"warmup_factor": 2.0}, "warmup_factor"),
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"jitter": (2.0, 0.1)}, "jitter"),
-        ({"loss": "dice"}, "loss must be one of"),
+        ({"loss": "hinge"}, "loss must be one of"),
     ],
 )
 def test_recipes_refuse_numbers_out_of_range(given: dict, match: str) -> None:

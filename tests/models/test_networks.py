@@ -5,16 +5,11 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from modeltester import CHECKS, GOLDEN
-
-from segkern.models import get_entry, list_models
-
-# Networks of instances take lists of images and have tests of their own.
-NAMES = [name for name in list_models() if get_entry(name).task == "semantic"]
+from modeltester import CHECKS, GOLDEN, networks
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", networks())
 def test_network(name, check, device, tmp_path):
     function = CHECKS[check]
     extra = {"folder": tmp_path} if "folder" in inspect.signature(function).parameters else {}
@@ -22,4 +17,4 @@ def test_network(name, check, device, tmp_path):
 
 
 def test_golden_files_are_of_registered_networks():
-    assert sorted(path.stem for path in GOLDEN.glob("*.json")) == NAMES
+    assert sorted(path.stem for path in GOLDEN.glob("*.json")) == networks()
