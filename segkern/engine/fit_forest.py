@@ -16,6 +16,7 @@ from segkern.engine.checkpoint import BEST, METRICS, build_card
 from segkern.engine.errors import EngineError
 from segkern.engine.loader import validation_loader
 from segkern.engine.settings import TrainSettings
+from segkern.engine.tasks.base import Task
 from segkern.metrics import SegmentationMetrics
 from segkern.models import save_weights
 from segkern.models._forest import MissingExtra
@@ -57,6 +58,7 @@ def fit_at_once(
     settings: TrainSettings,
     train_set: SegmentationDataset,
     val_set: SegmentationDataset,
+    task: Task,
     journal: Journal,
 ) -> dict[str, Any]:
     """Fit `network`, measure it, and write best.safetensors and metrics.csv; the measured figures.
@@ -81,9 +83,9 @@ def fit_at_once(
     )
     measured = {**_measure(network.eval(), val_set, settings, mode), "epoch": 1, "step": 1}
     row = {"epoch": 1, "step": 1, "lr": None, "train_loss": None}
-    names = ("loss", "miou", "pixel_accuracy", "mean_accuracy", "fw_iou")
-    write_rows(folder / METRICS, [row | {f"val_{name}": measured.get(name) for name in names}])
-    card = build_card(network, settings, val_set, measured)
+    row |= {f"val_{name}": measured.get(name) for name in task.columns}
+    write_rows(folder / METRICS, [row], list(row))
+    card = build_card(network, settings, val_set, measured, task.card(settings, val_set, measured))
     save_weights(folder / BEST, network.state_dict(), {"card": json.dumps(card)})
     journal(f"val mIoU {measured['miou']:.4f}, {time.monotonic() - started:.0f} s")
     return measured

@@ -135,16 +135,17 @@ def _fit_at_once(
     run = Path(settings.output)
     _check_folder(run, resume=resume, overwrite=overwrite)
     _seed_everything(settings.seed)
-    recipe = Recipe(**settings.recipe)
-    train_set = _open(settings, "train", _train_transform(recipe))
-    val_set = _open(settings, "val", build_eval_transform(recipe))
-    network = _build_network(settings, train_set.num_classes, resume=False)
+    task = task_of(settings.model)
+    train_transform, val_transform = task.transforms(Recipe(**settings.recipe))
+    train_set = _open(settings, "train", train_transform)
+    val_set = _open(settings, "val", val_transform)
+    network = _build_network(settings, task.network_options(train_set), resume=False)
     if not hasattr(network, "fit"):
         raise EngineError(
             f"train: {settings.model} is trained by steps: optimizer must not be 'fit'"
         )
     _prepare_folder(settings, resume=resume, overwrite=overwrite)
-    measured = fit_at_once(network, settings, train_set, val_set, Journal(run, show))
+    measured = fit_at_once(network, settings, train_set, val_set, task, Journal(run, show))
     return FitResult(run, "epochs", 1, 1, measured["miou"], 1)
 
 

@@ -212,7 +212,7 @@ def test_report_shows_the_figures_of_the_task(
         ("tiny_instances", {"model_options": {"crf": True}}, "a CRF refines labels"),
         ("tiny_instances", {"absent": "zero"}, "one of mIoU"),
         ("tiny_instances", {"loss": "cross_entropy"}, "loss must be 'network'"),
-        ("enet", {"loss": "network"}, "loss must be 'cross_entropy'"),
+        ("enet", {"loss": "network"}, "loss must be made of cross_entropy"),
         ("enet", {"aspect_groups": True}, "aspect_groups means nothing to enet"),
     ],
 )

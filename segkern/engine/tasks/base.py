@@ -15,6 +15,7 @@ from segkern.engine.errors import EngineError
 from segkern.engine.loader import EpochBatches
 from segkern.engine.module import NetworkModule
 from segkern.engine.state import RunState
+from segkern.losses import LOSSES
 from segkern.models import Recipe
 
 
@@ -126,7 +127,7 @@ class Task:
         data_kinds: Tasks whose data sets fit.
         data_forms: These data sets, for messages.
         outputs: Folders that a prediction fills.
-        loss: That of its recipes.
+        network_losses: Whether its networks return their own losses in training.
         foreign_recipe: Fields of a recipe that mean nothing here, and so must have their default.
     """
 
@@ -139,17 +140,19 @@ class Task:
     data_kinds: ClassVar[tuple[str, ...]]
     data_forms: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
-    loss: ClassVar[str]
+    network_losses: ClassVar[bool] = False
     foreign_recipe: ClassVar[tuple[str, ...]] = ()
 
     # Training ------------------------------------------------------------------------------------
 
     def check(self, settings: Any) -> None:
         """Raise EngineError where the settings of a run do not fit the task."""
-        if settings.recipe["loss"] != self.loss:
+        loss = settings.recipe["loss"]
+        if (loss == "network") != self.network_losses:
+            wanted = "'network'" if self.network_losses else f"made of {', '.join(LOSSES)}"
             raise EngineError(
-                f"train: loss must be {self.loss!r} for {settings.model}, which finds "
-                f"{self.finds}; got {settings.recipe['loss']!r}"
+                f"train: loss must be {wanted} for {settings.model}, which finds {self.finds}; "
+                f"got {loss!r}"
             )
         plain = Recipe(lr=1.0, batch_size=1, epochs=1)
         for name in self.foreign_recipe:

@@ -61,7 +61,7 @@ _MEANING = {
 class DetectionTask(Task):
     """What networks of instances and panoptic ones have in common: lists of images, own losses."""
 
-    loss = "network"
+    network_losses = True
     foreign_recipe = ("class_weights", "resize", "scale", "scale_step", "elastic")
 
     def check(self, settings: Any) -> None:

@@ -57,7 +57,6 @@ class SemanticTask(Task):
     data_kinds = ("semantic",)
     data_forms = "synthetic[:HxW], camvid:DIR, voc:DIR, cityscapes:DIR, folder:DIR"
     outputs = (LABELS, OVERLAYS)
-    loss = "cross_entropy"
     foreign_recipe = ("jitter", "aspect_groups")
 
     def transforms(self, recipe: Recipe) -> tuple[Any, Any]:
