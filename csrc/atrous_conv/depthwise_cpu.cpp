@@ -1,13 +1,15 @@
 // CPU depthwise convolution. The contiguous layout goes plane by plane: the rows of a plane are
 // copied into rows with margins, where no tap needs a test, and output rows are sums of shifted
 // rows. Channels-last goes by rows of pixels and blocks of channels. Every input element comes
-// from memory once, at any rate.
+// from memory once, at any rate. 3x3 taps at stride 1 go by tiles (depthwise_tiles.h).
 #include <cstring>
 
 #include <torch/csrc/stable/ops.h>
 
 #include "../common/stream_store.h"
 #include "depthwise.h"
+#include "depthwise_tiles.h"
+#include "tile_plan.h"
 #include "row_plan.h"
 
 namespace segkern {
@@ -79,9 +81,14 @@ struct Contiguous : Depthwise<T> {
 
   RowForm form{Depthwise<T>::p.window};
   const bool whole = form.row_stride * w.in_h * static_cast<int64_t>(sizeof(T)) <= kPlaneBytes;
+  const bool tiled = whole && takes_tiles(w) && w.out_w >= kRowBlock;
+  const std::vector<TileSegment> tile_segments =
+      tiled ? make_tile_segments(w) : std::vector<TileSegment>{};
+  const DepthwiseTiles<T>& tiles = depthwise_tiles<T>();
   // Rows made before they are written.
   const int64_t band =
-      whole ? std::max<int64_t>(1, kBandBytes / (w.out_w * static_cast<int64_t>(sizeof(T)))) : 1;
+      tiled ? w.out_h
+      : whole ? std::max<int64_t>(1, kBandBytes / (w.out_w * static_cast<int64_t>(sizeof(T)))) : 1;
   const std::vector<RowRun> runs = row_runs(w, whole ? rows_in_turn(w) : row_order(w), band);
   const int64_t runs_per_task = whole ? static_cast<int64_t>(runs.size()) : kTaskRows;
   const int64_t tasks_per_plane = ceil_div(static_cast<int64_t>(runs.size()), runs_per_task);
@@ -149,6 +156,10 @@ struct Contiguous : Depthwise<T> {
       } else {
         std::fill(s.tags.begin(), s.tags.end(), -1);
       }
+      if (tiled) {
+        make_plane(s, plane);
+        continue;
+      }
       const int64_t first = part * runs_per_task;
       const int64_t last = std::min<int64_t>(runs.size(), first + runs_per_task);
       for (int64_t i = first; i < last; ++i) {
@@ -157,6 +168,31 @@ struct Contiguous : Depthwise<T> {
       }
     }
     stream_fence();
+  }
+
+  // All rows of a plane, up to four that lie a rate apart at once.
+  void make_plane(Scratch& s, int64_t plane) const {
+    const int64_t c = plane % p.channels;
+    const T init = this->shift ? this->shift[c] : T{0};
+    for_each_tile(w.out_h, w.dilation_h, [&](int64_t first, int64_t count) {
+      const T* in[kTileInputs];
+      T* y[kTileOutputs];
+      for (int64_t i = 0; i < kTileInputs; ++i) {
+        const int64_t h = first - w.pad_h + i * w.dilation_h;
+        const bool inside = i < count + 2 && h >= 0 && h < w.in_h;
+        in[i] = inside ? s.slots.data() + h * form.row_stride : nullptr;
+      }
+      for (int64_t a = 0; a < kTileOutputs; ++a) {
+        y[a] = a < count ? s.y.data() + (first + a * w.dilation_h) * w.out_w : nullptr;
+      }
+      for (const TileSegment& segment : tile_segments) {
+        tiles.rows(in, s.weights.data(), form.offset.data(), segment.first, segment.last, init, y,
+                   segment.x0, segment.x1);
+      }
+    });
+    const T* slope = this->slope ? this->slope + c * p.slope_step : nullptr;
+    this->write(s.y.data(), plane * w.out_h * w.out_w, slope, 0, s.spare.data(), s.packed.data(),
+                w.out_h * w.out_w);
   }
 
   // Rows lie behind each other in y: what a last block writes too much is the start of the next
@@ -309,6 +345,10 @@ struct ChannelsLast : Depthwise<T> {
 template <typename T>
 void depthwise_conv(const DepthwiseParams& p) {
   const ConvWindow& w = p.window;
+  if (p.channels_last && takes_pixel_tiles(p)) {
+    depthwise_pixel_tiles<T>(p);
+    return;
+  }
   if (p.channels_last) {
     const ChannelsLast<T> call{{p}};
     const int64_t cost =
