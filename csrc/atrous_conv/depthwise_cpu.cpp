@@ -81,9 +81,11 @@ struct Contiguous : Depthwise<T> {
 
   RowForm form{Depthwise<T>::p.window};
   const bool whole = form.row_stride * w.in_h * static_cast<int64_t>(sizeof(T)) <= kPlaneBytes;
-  const bool tiled = whole && takes_tiles(w) && w.out_w >= kRowBlock;
+  const bool tiled = whole && takes_row_tiles(w);
   const std::vector<TileSegment> tile_segments =
       tiled ? make_tile_segments(w) : std::vector<TileSegment>{};
+  const std::vector<RowTile> row_tiles =
+      tiled ? make_row_tiles(w, form.row_stride) : std::vector<RowTile>{};
   const DepthwiseTiles<T>& tiles = depthwise_tiles<T>();
   // Rows made before they are written.
   const int64_t band =
@@ -146,6 +148,10 @@ struct Contiguous : Depthwise<T> {
       for (int64_t t = 0; t < w.taps(); ++t) {
         s.weights[t] = this->weight(c, t);
       }
+      if (tiled) {
+        make_plane(s, plane, task + 1 < end);
+        continue;
+      }
       if (whole) {
         for (int64_t h = 0; h < w.in_h; ++h) {
           if (task + 1 < end) {  // the next plane, a row at a time
@@ -155,10 +161,6 @@ struct Contiguous : Depthwise<T> {
         }
       } else {
         std::fill(s.tags.begin(), s.tags.end(), -1);
-      }
-      if (tiled) {
-        make_plane(s, plane);
-        continue;
       }
       const int64_t first = part * runs_per_task;
       const int64_t last = std::min<int64_t>(runs.size(), first + runs_per_task);
@@ -170,26 +172,32 @@ struct Contiguous : Depthwise<T> {
     stream_fence();
   }
 
-  // All rows of a plane, up to four that lie a rate apart at once.
-  void make_plane(Scratch& s, int64_t plane) const {
+  // All rows of a plane by tiles. Meanwhile the next plane is asked for, a share with each run of
+  // columns, where there is one.
+  void make_plane(Scratch& s, int64_t plane, bool more) const {
     const int64_t c = plane % p.channels;
+    const int64_t elements = w.in_h * w.in_w;
+    if (p.element == Element::kFloat16) {
+      for (int64_t h = 0; h < w.in_h; ++h) {
+        fetch(plane, h, s.slots.data() + h * form.row_stride, s.spare.data());
+      }
+    } else {
+      tiles.load(this->in_at(plane * elements), p.element, s.slots.data() + kRowBlock, w.in_w,
+                 form.row_stride, w.in_h);
+    }
     const T init = this->shift ? this->shift[c] : T{0};
-    for_each_tile(w.out_h, w.dilation_h, [&](int64_t first, int64_t count) {
-      const T* in[kTileInputs];
-      T* y[kTileOutputs];
-      for (int64_t i = 0; i < kTileInputs; ++i) {
-        const int64_t h = first - w.pad_h + i * w.dilation_h;
-        const bool inside = i < count + 2 && h >= 0 && h < w.in_h;
-        in[i] = inside ? s.slots.data() + h * form.row_stride : nullptr;
+    const auto shares = static_cast<int64_t>(tile_segments.size());
+    for (int64_t i = 0; i < shares; ++i) {
+      if (more) {
+        const int64_t begin = elements * i / shares;
+        prefetch(this->in_at((plane + 1) * elements + begin),
+                 (elements * (i + 1) / shares - begin) * size);
       }
-      for (int64_t a = 0; a < kTileOutputs; ++a) {
-        y[a] = a < count ? s.y.data() + (first + a * w.dilation_h) * w.out_w : nullptr;
-      }
-      for (const TileSegment& segment : tile_segments) {
-        tiles.rows(in, s.weights.data(), form.offset.data(), segment.first, segment.last, init, y,
-                   segment.x0, segment.x1);
-      }
-    });
+      const TileSegment& segment = tile_segments[i];
+      tiles.rows(s.slots.data(), row_tiles.data(), static_cast<int64_t>(row_tiles.size()),
+                 s.weights.data(), form.offset.data(), segment.first, segment.last, init,
+                 s.y.data(), segment.x0, segment.x1);
+    }
     const T* slope = this->slope ? this->slope + c * p.slope_step : nullptr;
     this->write(s.y.data(), plane * w.out_h * w.out_w, slope, 0, s.spare.data(), s.packed.data(),
                 w.out_h * w.out_w);

@@ -31,15 +31,24 @@ struct PixelTile {
   bool stream;  // past the caches, where aligned
 };
 
+// A tile of the rows of a plane: elements from the plane's first to each row that it reads and
+// makes; -1 is padding, or no output.
+struct RowTile {
+  int64_t in[kTileInputs];
+  int64_t out[kTileOutputs];
+};
+
 template <typename T>
 struct DepthwiseTiles {
   // Element is T's own or, for float, kBFloat16.
   void (*pixels)(const PixelTile<T>& tile, Element element);
-  // Rows y[a] = init + the sum of weights w[i][k] times rows[a + i], shifted by offset[k], for taps
-  // k in [first, last), for whole blocks of kRowBlock elements from x0 to x1. Null rows are
-  // padding, or no output.
-  void (*rows)(const T* const* rows, const T* w, const int64_t* offset, int first, int last, T init,
-               T* const* y, int64_t x0, int64_t x1);
+  // For each tile, output rows a = init + the sum of weights w[i][k] times input rows a + i, shifted
+  // by offset[k], for taps k in [first, last) and whole blocks of kRowBlock from x0 to x1.
+  void (*rows)(const T* in, const RowTile* tiles, int64_t count, const T* w, const int64_t* offset,
+               int first, int last, T init, T* y, int64_t x0, int64_t x1);
+  // Rows of `width` elements behind each other (at least kRowBlock) to rows `step` apart.
+  void (*load)(const char* from, Element element, T* to, int64_t width, int64_t step,
+               int64_t rows);
 };
 
 template <typename T>

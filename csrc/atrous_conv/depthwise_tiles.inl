@@ -143,10 +143,10 @@ inline void pixels(const PixelTile<float>& t, Element element) {
 
 inline void pixels(const PixelTile<double>& t, Element) { all_pixels<double, double>(t); }
 
-// NV vectors of four rows from column x; taps [FIRST, FIRST + NK).
+// NV vectors of four rows from column x; NK taps.
 template <typename T, int NK, int NV>
-SEGKERN_INLINE void rows_at(const T* const* rows, const Vec<T> (&weight)[3][NK],
-                            const int64_t* offset, const Vec<T>& init, T* const* y, int64_t x) {
+SEGKERN_INLINE void rows_at(const T* in, const RowTile& tile, const Vec<T> (&weight)[3][NK],
+                            const int64_t (&offset)[NK], const Vec<T>& init, T* y, int64_t x) {
   using V = Vec<T>;
   V sum[kTileOutputs][NV];
 #pragma GCC unroll 4
@@ -158,14 +158,14 @@ SEGKERN_INLINE void rows_at(const T* const* rows, const Vec<T> (&weight)[3][NK],
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kTileInputs; ++i) {
-    const T* row = rows[i];
-    if (row) {
+    if (tile.in[i] >= 0) {
+      const T* row = in + tile.in[i] + x;
 #pragma GCC unroll 3
       for (int k = 0; k < NK; ++k) {
         V value[NV];
 #pragma GCC unroll 2
         for (int v = 0; v < NV; ++v) {
-          value[v] = V::load(row + offset[k] + x + v * V::kLanes);
+          value[v] = V::load(row + offset[k] + v * V::kLanes);
         }
 #pragma GCC unroll 4
         for (int a = 0; a < kTileOutputs; ++a) {
@@ -181,52 +181,84 @@ SEGKERN_INLINE void rows_at(const T* const* rows, const Vec<T> (&weight)[3][NK],
   }
 #pragma GCC unroll 4
   for (int a = 0; a < kTileOutputs; ++a) {
-    if (y[a]) {
+    if (tile.out[a] >= 0) {
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) {
-        sum[a][v].store(y[a] + x + v * V::kLanes);
+        sum[a][v].store(y + tile.out[a] + x + v * V::kLanes);
       }
     }
   }
 }
 
 template <typename T, int NK>
-void rows_of(const T* const* rows, const T* w, const int64_t* offset, int first, T init,
-             T* const* y, int64_t x0, int64_t x1) {
+void rows_of(const T* in, const RowTile* tiles, int64_t count, const T* w, const int64_t* offset,
+             int first, T init, T* y, int64_t x0, int64_t x1) {
   using V = Vec<T>;
   constexpr int kWide = kVectorBytes == 64 ? 2 : 1;
   constexpr int64_t kLanes = V::kLanes;
   V weight[3][NK];
-  for (int i = 0; i < 3; ++i) {
-    for (int k = 0; k < NK; ++k) {
+  int64_t shift[NK];
+  for (int k = 0; k < NK; ++k) {
+    shift[k] = offset[first + k];
+    for (int i = 0; i < 3; ++i) {
       weight[i][k] = V::of(w[3 * i + first + k]);
     }
   }
   const V start = V::of(init);
-  int64_t x = x0;
-  for (; x + kWide * kLanes <= x1; x += kWide * kLanes) {
-    rows_at<T, NK, kWide>(rows, weight, offset + first, start, y, x);
-  }
-  for (; x + kLanes <= x1; x += kLanes) {
-    rows_at<T, NK, 1>(rows, weight, offset + first, start, y, x);
+  for (const RowTile* tile = tiles; tile != tiles + count; ++tile) {
+    int64_t x = x0;
+    for (; x + kWide * kLanes <= x1; x += kWide * kLanes) {
+      rows_at<T, NK, kWide>(in, *tile, weight, shift, start, y, x);
+    }
+    for (; x + kLanes <= x1; x += kLanes) {
+      rows_at<T, NK, 1>(in, *tile, weight, shift, start, y, x);
+    }
   }
 }
 
 template <typename T>
-void rows_of_tile(const T* const* rows, const T* w, const int64_t* offset, int first, int last,
-                  T init, T* const* y, int64_t x0, int64_t x1) {
+void rows_of_tiles(const T* in, const RowTile* tiles, int64_t count, const T* w,
+                   const int64_t* offset, int first, int last, T init, T* y, int64_t x0,
+                   int64_t x1) {
   switch (last - first) {
     case 1:
-      return rows_of<T, 1>(rows, w, offset, first, init, y, x0, x1);
+      return rows_of<T, 1>(in, tiles, count, w, offset, first, init, y, x0, x1);
     case 2:
-      return rows_of<T, 2>(rows, w, offset, first, init, y, x0, x1);
+      return rows_of<T, 2>(in, tiles, count, w, offset, first, init, y, x0, x1);
     default:
-      return rows_of<T, 3>(rows, w, offset, first, init, y, x0, x1);
+      return rows_of<T, 3>(in, tiles, count, w, offset, first, init, y, x0, x1);
   }
+}
+
+template <typename T, typename E>
+void load_rows(const char* from, T* to, int64_t width, int64_t step, int64_t rows) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  constexpr auto kSize = static_cast<int64_t>(sizeof(E));
+  const E* type = nullptr;
+  for (int64_t row = 0; row < rows; ++row, from += width * kSize, to += step) {
+    for (int64_t x = 0; x + kLanes <= width; x += kLanes) {
+      load_pixel(from + x * kSize, type).store(to + x);
+    }
+    load_pixel(from + (width - kLanes) * kSize, type).store(to + width - kLanes);
+  }
+}
+
+inline void load(const char* from, Element element, float* to, int64_t width, int64_t step,
+                 int64_t rows) {
+  element == Element::kFloat32 ? load_rows<float, float>(from, to, width, step, rows)
+                               : load_rows<float, uint16_t>(from, to, width, step, rows);
+}
+
+inline void load(const char* from, Element, double* to, int64_t width, int64_t step,
+                 int64_t rows) {
+  load_rows<double, double>(from, to, width, step, rows);
 }
 
 template <typename T>
 constexpr DepthwiseTiles<T> kDepthwiseTiles = {
     [](const PixelTile<T>& t, Element element) { pixels(t, element); },
-    &rows_of_tile<T>,
+    &rows_of_tiles<T>,
+    [](const char* from, Element element, T* to, int64_t width, int64_t step, int64_t rows) {
+      load(from, element, to, width, step, rows);
+    },
 };

@@ -15,6 +15,10 @@ inline bool takes_tiles(const ConvWindow& w) {
          w.up_w == 1;
 }
 
+inline bool takes_row_tiles(const ConvWindow& w) {
+  return takes_tiles(w) && w.out_w >= kRowBlock && w.in_w >= kRowBlock;
+}
+
 // visit(first, count) for tiles of up to kTileOutputs of the outputs first, first + rate, ...
 template <typename Visit>
 void for_each_tile_of(int64_t phase, int64_t outputs, int64_t rate, const Visit& visit) {
@@ -67,6 +71,23 @@ inline std::vector<TileSegment> make_tile_segments(const ConvWindow& w) {
     add(w.out_w - kRowBlock);
   }
   return segments;
+}
+
+// The tiles of a plane whose input rows are `in_stride` apart.
+inline std::vector<RowTile> make_row_tiles(const ConvWindow& w, int64_t in_stride) {
+  std::vector<RowTile> tiles;
+  for_each_tile(w.out_h, w.dilation_h, [&](int64_t first, int64_t count) {
+    RowTile tile;
+    for (int64_t i = 0; i < kTileInputs; ++i) {
+      const int64_t h = first - w.pad_h + i * w.dilation_h;
+      tile.in[i] = i < count + 2 && h >= 0 && h < w.in_h ? h * in_stride : -1;
+    }
+    for (int64_t a = 0; a < kTileOutputs; ++a) {
+      tile.out[a] = a < count ? (first + a * w.dilation_h) * w.out_w : -1;
+    }
+    tiles.push_back(tile);
+  });
+  return tiles;
 }
 
 // Channels-last maps (depthwise_tiles_cpu.cpp).
