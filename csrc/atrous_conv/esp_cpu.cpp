@@ -22,16 +22,6 @@ constexpr int64_t kPlaneChunk = 128;
 constexpr int64_t kPixelChunk = 64;
 constexpr int64_t kUnitRows = 4;  // rows of one unit of work
 
-// Channels in balanced blocks of at most kMixOutputs.
-std::vector<int64_t> output_blocks(int64_t channels) {
-  const int64_t count = (channels + kMixOutputs - 1) / kMixOutputs;
-  std::vector<int64_t> blocks;
-  for (int64_t b = 0; b < count; ++b) {
-    blocks.push_back(channels * (b + 1) / count - channels * b / count);
-  }
-  return blocks;
-}
-
 // Kernel columns (or rows) whose shift stays inside a map of this length for some pixel.
 std::vector<int64_t> useful_taps(int64_t kernel, int64_t rate, int64_t length) {
   std::vector<int64_t> taps;
@@ -82,7 +72,7 @@ struct Esp {
       }
     }
     if (p.reduce) {
-      reduce_blocks = output_blocks(p.reduced);
+      reduce_blocks = balanced_blocks(p.reduced, kMixOutputs);
       const T* weight = static_cast<const T*>(p.reduce);
       int64_t o = 0;
       for (const int64_t block : reduce_blocks) {
@@ -105,7 +95,7 @@ struct Esp {
     branch.rows = useful_taps(p.kernel_h, p.rate_h[b], p.height);
     branch.columns = useful_taps(p.kernel_w, p.rate_w[b], p.width);
     branch.first = first;
-    branch.blocks = output_blocks(p.outputs[b]);
+    branch.blocks = balanced_blocks(p.outputs[b], kMixOutputs);
     const T* weight = static_cast<const T*>(p.weight[b]);
     int64_t o = 0;
     for (const int64_t block : branch.blocks) {

@@ -28,7 +28,7 @@ CHOICES = ("segkern", "torch", "torch_channels_last")
 KINDS = ("depthwise", "grouped", "dense", "pointwise", "separable", "esp")
 
 #: Kernels of this package that exist, by device type and kind.
-KERNELS = {"cpu": ("depthwise", "pointwise", "separable", "esp"), "cuda": ("depthwise", "dense")}
+KERNELS = {"cpu": ("depthwise", "grouped", "pointwise", "separable", "esp"), "cuda": ("depthwise", "dense")}
 
 _FULL = (torch.float32, torch.float64)
 _FP16 = (torch.float16,)
