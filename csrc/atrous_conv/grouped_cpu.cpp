@@ -1,11 +1,13 @@
 // CPU convolution with few channels a group: output rows of a group are mixed from rows of its
-// inputs, kept with margins in a ring of kernel_h rows, so that no tap needs a test. Rows go in an
-// order in which each input row is fetched once, at any rate.
+// inputs with margins, so that no tap needs a test. Planes that fit the second-level cache are kept
+// whole; of larger ones a ring of kernel_h rows is, and rows go in an order in which each input row
+// is fetched once, at any rate.
 #include <cstring>
 
 #include <torch/csrc/stable/ops.h>
 
 #include "../common/stream_store.h"
+#include "depthwise_tiles.h"
 #include "grouped.h"
 #include "mix_rows.h"
 #include "row_plan.h"
@@ -15,6 +17,10 @@ namespace {
 
 // Output rows of one task.
 constexpr int64_t kTaskRows = 64;
+// A group's inputs that take less are kept whole.
+constexpr int64_t kGroupBytes = int64_t{512} << 10;
+// Outputs that are made before they are written, where the inputs are kept whole.
+constexpr int64_t kBandBytes = int64_t{64} << 10;
 
 template <typename T>
 struct Grouped {
@@ -27,9 +33,20 @@ struct Grouped {
   const bool stream =
       p.batch * p.groups * p.outputs * w.out_h * w.out_w * size >= kStreamBytes;
   RowForm form{p.window};
-  const std::vector<RowRun> runs = row_runs(w, row_order(w), 1);
-  const int64_t length = form.blocks() * kRowBlock;  // of a row that is made
-  const int64_t row_tasks = ceil_div(w.out_h, kTaskRows);
+  const bool whole = p.inputs * form.row_stride * w.in_h * static_cast<int64_t>(sizeof(T)) <=
+                     kGroupBytes;
+  const std::vector<RowRun> runs = row_runs(w, whole ? rows_in_turn(w) : row_order(w), 1);
+  // Rows made before they are written, behind each other.
+  const int64_t band =
+      whole ? std::clamp<int64_t>(
+                  kBandBytes / (p.outputs * w.out_w * static_cast<int64_t>(sizeof(T))), 1, w.out_h)
+            : 1;
+  const int64_t length = band * w.out_w + kRowBlock;
+  const int64_t row_tasks = whole ? 1 : ceil_div(w.out_h, kTaskRows);
+  const int64_t task_rows = whole ? w.out_h : kTaskRows;
+  const bool plain_rows = w.stride_w == 1 && w.up_w == 1 && w.in_w >= kRowBlock &&
+                          p.element != Element::kFloat16;
+  const DepthwiseTiles<T>& tiles = depthwise_tiles<T>();
   const std::vector<int64_t> blocks = balanced_blocks(p.outputs, kMixOutputs);
 
   struct Scratch {
@@ -42,12 +59,12 @@ struct Grouped {
 
   Scratch scratch() const {
     Scratch s;
-    s.ring.assign(w.kernel_h * p.inputs * form.row_stride, T{0});
-    s.tags.resize(w.kernel_h);
+    s.ring.assign((whole ? w.in_h : w.kernel_h) * p.inputs * form.row_stride, T{0});
+    s.tags.resize(whole ? w.in_h : w.kernel_h);
     s.y.resize(p.outputs * length);
     s.start.resize(p.shift ? p.outputs * length : 0);
-    s.spare.resize(std::max(w.in_w, w.out_w));
-    s.packed.resize(w.out_w * size);
+    s.spare.resize(std::max(w.in_w, length));
+    s.packed.resize(length * size);
     s.weights.resize(w.taps() * p.inputs * p.outputs);
     s.terms.resize(w.taps() * p.inputs);
     return s;
@@ -82,20 +99,35 @@ struct Grouped {
     }
   }
 
-  // The rows h of a group's inputs, form.row_stride apart.
+  // The rows h of a group's inputs, input_step() apart.
   const T* input_rows(Scratch& s, int64_t n, int64_t g, int64_t oh, int64_t k, int64_t h) const {
+    if (whole) {
+      return s.ring.data() + h * form.row_stride;
+    }
     const int64_t slot = ring_slot(w, oh, k);
     T* to = s.ring.data() + slot * p.inputs * form.row_stride;
     if (s.tags[slot] != h) {
       s.tags[slot] = h;
       for (int64_t i = 0; i < p.inputs; ++i) {
-        const int64_t plane = (n * p.groups + g) * p.inputs + i;
-        const char* from = static_cast<const char*>(p.in) + (plane * w.in_h + h) * w.in_w * size;
-        rows.load(p.element, from, s.spare.data(), w.in_w);
-        form.place(w, s.spare.data(), to + i * form.row_stride);
+        fetch(s, (n * p.groups + g) * p.inputs + i, h, 1, to + i * form.row_stride);
       }
     }
     return to;
+  }
+
+  int64_t input_step() const { return whole ? w.in_h * form.row_stride : form.row_stride; }
+
+  // Rows h to h + count - 1 of a plane.
+  void fetch(Scratch& s, int64_t plane, int64_t h, int64_t count, T* to) const {
+    const char* from = static_cast<const char*>(p.in) + (plane * w.in_h + h) * w.in_w * size;
+    if (plain_rows) {
+      tiles.load(from, p.element, to + kRowBlock, w.in_w, form.row_stride, count);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i, from += w.in_w * size, to += form.row_stride) {
+      rows.load(p.element, from, s.spare.data(), w.in_w);
+      form.place(w, s.spare.data(), to);
+    }
   }
 
   void tasks(int64_t begin, int64_t end) const {
@@ -109,33 +141,41 @@ struct Grouped {
         prepare(s, g);
       }
       std::fill(s.tags.begin(), s.tags.end(), -1);
-      for (int64_t i = part * kTaskRows; i < std::min(w.out_h, (part + 1) * kTaskRows); ++i) {
-        make_row(s, n, g, runs[i]);
+      for (int64_t i = 0; whole && i < p.inputs; ++i) {
+        fetch(s, (n * p.groups + g) * p.inputs + i, 0, w.in_h, s.ring.data() + i * input_step());
+      }
+      const int64_t last = std::min(w.out_h, (part + 1) * task_rows);
+      for (int64_t i = part * task_rows; i < last; i += band) {
+        const int64_t count = std::min(band, last - i);
+        for (int64_t j = 0; j < count; ++j) {
+          make_row(s, n, g, runs[i + j], j * w.out_w);
+        }
+        for (int64_t o = 0; o < p.outputs; ++o) {
+          write(s, s.y.data() + o * length, n, g * p.outputs + o, runs[i].oh, count * w.out_w);
+        }
       }
     }
     stream_fence();
   }
 
-  void make_row(Scratch& s, int64_t n, int64_t g, const RowRun& run) const {
+  // What a last block makes too much is the start of the next row, which is made later.
+  void make_row(Scratch& s, int64_t n, int64_t g, const RowRun& run, int64_t at) const {
     int64_t nt = 0;
     for (const auto& [k, h] : run.taps) {
       const T* from = input_rows(s, n, g, run.oh, k, h);
       for (int64_t kw = 0; kw < w.kernel_w; ++kw) {
         for (int64_t i = 0; i < p.inputs; ++i) {
-          s.terms[nt++] = from + i * form.row_stride + form.offset[kw];
+          s.terms[nt++] = from + i * input_step() + form.offset[kw];
         }
       }
     }
     for (const Segment& segment : form.segments) {
-      make_segment(s, run, segment);
-    }
-    for (int64_t o = 0; o < p.outputs; ++o) {
-      write(s, s.y.data() + o * length, n, g * p.outputs + o, run.oh);
+      make_segment(s, run, segment, at);
     }
   }
 
   // Kernel rows one after the other, or at once where all columns meet the segment.
-  void make_segment(Scratch& s, const RowRun& run, const Segment& segment) const {
+  void make_segment(Scratch& s, const RowRun& run, const Segment& segment, int64_t at) const {
     const auto tap_rows = static_cast<int64_t>(run.taps.size());
     const int64_t per_row = w.kernel_w * p.inputs;
     const int64_t columns = segment.last - segment.first;
@@ -145,7 +185,7 @@ struct Grouped {
     const T* weights = s.weights.data();
     int64_t first = 0;
     for (const int64_t block : blocks) {
-      T* y = s.y.data() + first * length + segment.x0;
+      T* y = s.y.data() + first * length + at + segment.x0;
       const T* init = p.shift ? s.start.data() + first * length : nullptr;
       for (int64_t r = 0; r < calls; ++r) {
         const int64_t skipped = segment.first * p.inputs;
@@ -163,27 +203,27 @@ struct Grouped {
     }
   }
 
-  void write(Scratch& s, T* y, int64_t n, int64_t channel, int64_t oh) const {
+  void write(Scratch& s, T* y, int64_t n, int64_t channel, int64_t oh, int64_t count) const {
     const int64_t plane = n * p.groups * p.outputs + channel;
     const int64_t at = (plane * w.out_h + oh) * w.out_w * size;
     const T* residual = nullptr;
     if (p.residual) {
-      rows.load(p.element, static_cast<const char*>(p.residual) + at, s.spare.data(), w.out_w);
+      rows.load(p.element, static_cast<const char*>(p.residual) + at, s.spare.data(), count);
       residual = s.spare.data();
     }
     if (residual || p.activation != Activation::kNone) {
       const T* slope = static_cast<const T*>(p.slope);
       rows.finish(y, residual, static_cast<int>(p.activation),
-                  slope ? slope + channel * p.slope_step : nullptr, 0, w.out_w);
+                  slope ? slope + channel * p.slope_step : nullptr, 0, count);
     }
     const void* from = y;
     if (!own) {
-      rows.store(p.element, y, s.packed.data(), w.out_w);
+      rows.store(p.element, y, s.packed.data(), count);
       from = s.packed.data();
     }
     char* to = static_cast<char*>(p.out) + at;
-    stream ? rows.stream(to, from, w.out_w * size)
-           : static_cast<void>(std::memcpy(to, from, w.out_w * size));
+    stream ? rows.stream(to, from, count * size)
+           : static_cast<void>(std::memcpy(to, from, count * size));
   }
 };
 
