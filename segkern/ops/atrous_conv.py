@@ -139,7 +139,8 @@ def run_convolution(
         else "dense"
     )
     channels_last = suggest_memory_format(x) == torch.channels_last
-    choice = conv_table.choose(kind, x, window.dilation, channels_last)
+    per_group = max(weight.shape[1], weight.shape[0] // groups)
+    choice = conv_table.choose(kind, x, window.dilation, channels_last, per_group)
     if choice == "segkern" and depthwise:
         return depthwise_conv2d(x, weight, window, epilogue)
     if choice == "segkern" and pointwise and not wants_grad(x, weight, *epilogue.tensors()):
