@@ -186,31 +186,38 @@ void transpose(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t
   }
 }
 
-// Scale, Shift and Slope give the value for an element.
+// Scale, Shift and Slope give the value for an element, Sum that before the affine map.
+template <typename T, typename Sum, typename Scale, typename Shift, typename Slope>
+SEGKERN_INLINE void finish_sums(T* __restrict__ y, const Sum& sum, int activation,
+                                const Scale& scale, const Shift& shift, const Slope& slope,
+                                int64_t n) {
+  if (activation == 0) {
+    for (int64_t i = 0; i < n; ++i) {
+      y[i] = sum(i) * scale(i) + shift(i);
+    }
+  } else if (activation == 1) {
+    for (int64_t i = 0; i < n; ++i) {
+      const T v = sum(i) * scale(i) + shift(i);
+      y[i] = v < T{0} ? T{0} : v;  // a NaN stays
+    }
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      const T v = sum(i) * scale(i) + shift(i);
+      const T below = v * slope(i);
+      y[i] = v > T{0} ? v : below;
+    }
+  }
+}
+
 template <typename T, typename Scale, typename Shift, typename Slope>
 SEGKERN_INLINE void finish_with(T* __restrict__ y, const T* __restrict__ residual, int activation,
                                 const Scale& scale, const Shift& shift, const Slope& slope,
                                 int64_t n) {
   if (residual) {
-    for (int64_t i = 0; i < n; ++i) {
-      y[i] += residual[i];
-    }
-  }
-  if (activation == 0) {
-    for (int64_t i = 0; i < n; ++i) {
-      y[i] = y[i] * scale(i) + shift(i);
-    }
-  } else if (activation == 1) {
-    for (int64_t i = 0; i < n; ++i) {
-      const T v = y[i] * scale(i) + shift(i);
-      y[i] = v < T{0} ? T{0} : v;  // a NaN stays
-    }
+    finish_sums(y, [=](int64_t i) { return y[i] + residual[i]; }, activation, scale, shift, slope,
+                n);
   } else {
-    for (int64_t i = 0; i < n; ++i) {
-      const T v = y[i] * scale(i) + shift(i);
-      const T below = v * slope(i);
-      y[i] = v > T{0} ? v : below;
-    }
+    finish_sums(y, [=](int64_t i) { return y[i]; }, activation, scale, shift, slope, n);
   }
 }
 
