@@ -1,10 +1,11 @@
 """Whole networks of atrous convolution, inference and training step, beside plain torch.
 
-``convert`` is torchvision's DeepLab v3 after ``segkern.nn.convert``, beside itself before; ``espnet``
-is ESPNet (p 2, q 8) beside the same network in torch's layers only; ``deeplabv3plus`` is DeepLab v3+
-on ResNet-50 at output stride 16 with separable branches, beside torchvision's ``deeplabv3_resnet50``
-as it is, another network for the same task. CPU rows have one reduced image, or two in training;
-CUDA rows have the papers' sizes, in bfloat16 by autocast. Least bytes: image and parameters once.
+``convert`` is torchvision's DeepLab v3 after ``segkern.nn.convert``, beside itself before;
+``espnet`` is ESPNet (p 2, q 8) beside the same network in torch's layers only; ``deeplabv3plus`` is
+DeepLab v3+ on ResNet-50 at output stride 16 with separable branches, beside torchvision's
+``deeplabv3_resnet50`` as it is, another network for the same task. CPU rows have one reduced image,
+or two in training; CUDA rows have the papers' sizes, in bfloat16 by autocast. Least bytes: image
+and parameters once.
 """
 
 from __future__ import annotations
@@ -40,13 +41,25 @@ def declare_cases(timed: bool) -> list[Case]:
     for title, operator, setting, small, reduced, paper in ROWS:
         training = setting == "training step"
         wide = 2 if operator == "espnet" else 1  # images twice as wide as high
-        for device, side, batch in (("cpu", reduced, 1 + training), ("cuda", paper, 8 if training else 1)):
+        for device, side, batch in (
+            ("cpu", reduced, 1 + training),
+            ("cuda", paper, 8 if training else 1),
+        ):
             side, batch = (side, batch) if timed else (small, 1 + training)
             shape = (batch, 3, side, side * wide)
             dtype = "float32" if device == "cpu" else "bfloat16"
             options = {"devices": (device,)}
             cases.append(
-                Case("atrous_networks", operator, shape, dtype, "contiguous", setting, title, options=options)
+                Case(
+                    "atrous_networks",
+                    operator,
+                    shape,
+                    dtype,
+                    "contiguous",
+                    setting,
+                    title,
+                    options=options,
+                )
             )
     return cases
 

@@ -57,9 +57,7 @@ def register_convolution(
     _register_autograd(name)
 
 
-def _register_fakes(
-    name: str, empty: EmptyLike, empty_weight: EmptyLike, depthwise: bool
-) -> None:
+def _register_fakes(name: str, empty: EmptyLike, empty_weight: EmptyLike, depthwise: bool) -> None:
     @torch.library.register_fake(f"segkern::{name}")
     def _forward_fake(input, weight, scale, shift, residual, slope, *window):
         stride, padding, dilation = window[:3]

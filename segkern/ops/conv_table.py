@@ -28,7 +28,10 @@ CHOICES = ("segkern", "torch", "torch_channels_last")
 KINDS = ("depthwise", "grouped", "dense", "pointwise", "separable", "esp")
 
 #: Kernels of this package that exist, by device type and kind.
-KERNELS = {"cpu": ("depthwise", "grouped", "pointwise", "separable", "esp"), "cuda": ("depthwise", "dense")}
+KERNELS = {
+    "cpu": ("depthwise", "grouped", "pointwise", "separable", "esp"),
+    "cuda": ("depthwise", "dense"),
+}
 
 _FULL = (torch.float32, torch.float64)
 _FP16 = (torch.float16,)
@@ -64,7 +67,9 @@ TABLE: tuple[Rule, ...] = (
     Rule("torch", "cpu", "separable", why="bfloat16: the pointwise half is faster in oneDNN"),
     Rule("torch_channels_last", "cpu", "dense", None, False, (12, 2**31), why="1.3x to 2x of NCHW"),
     Rule("torch", "cpu", "dense"),
-    Rule("segkern", "cpu", "grouped", _FULL, False, channels=(1, 8), why="1.1x to 4x, backward too"),
+    Rule(
+        "segkern", "cpu", "grouped", _FULL, False, channels=(1, 8), why="1.1x to 4x, backward too"
+    ),
     Rule("torch", "cpu", "grouped", why="oneDNN is faster with more channels a group"),
     Rule("segkern", "cpu", "esp", why="1.5x to 2.6x of the composition"),
 )

@@ -72,7 +72,8 @@ def esp_block(
         ValueError, TypeError: an argument of the wrong form, dtype, device or size.
 
     Deterministic on the CPU for any number of threads, its backward for a given number; elsewhere
-    as torch's convolution. Under autocast in autocast's dtype. S. Mehta et al., arXiv:1803.06815, section 3.
+    as torch's convolution. Under autocast in autocast's dtype. S. Mehta et al., arXiv:1803.06815,
+    section 3.
 
     Example:
         >>> import torch

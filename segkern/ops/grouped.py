@@ -1,4 +1,4 @@
-"""The native convolution with few channels a group, on the CPU. The public call is atrous_conv2d."""
+"""The native convolution with few channels a group, on the CPU; public as atrous_conv2d."""
 
 from __future__ import annotations
 

@@ -14,9 +14,7 @@ from segkern.ops._pooling import empty_like_layout
 def is_pointwise(weight: Tensor, window: Window) -> bool:
     """Whether a dense convolution is a product over the channels of each pixel."""
     return (
-        tuple(weight.shape[2:]) == (1, 1)
-        and window.stride == [1, 1]
-        and window.padding == [0, 0]
+        tuple(weight.shape[2:]) == (1, 1) and window.stride == [1, 1] and window.padding == [0, 0]
     )
 
 
@@ -69,9 +67,7 @@ def _separable_fake(
     plane = list(input.shape[2:])
     if depthwise_weight is not None:
         plane = [
-            conv_length(
-                plane[i], depthwise_weight.shape[2 + i], stride[i], padding[i], dilation[i]
-            )
+            conv_length(plane[i], depthwise_weight.shape[2 + i], stride[i], padding[i], dilation[i])
             for i in range(2)
         ]
     return empty_like_layout(input, [input.shape[0], weight.shape[0], *plane])
@@ -129,7 +125,16 @@ def _backward(ctx, grad):
     found = epilogue_grads(grad, outer, output, plain, ctx.shift_dtypes[1], needs[6:10])
     of_outer = found[1:]
     of_hidden, of_weight, _ = torch.ops.aten.convolution_backward(
-        found.conv, hidden, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
+        found.conv,
+        hidden,
+        weight,
+        None,
+        [1, 1],
+        [0, 0],
+        [1, 1],
+        False,
+        [0, 0],
+        1,
         [any(needs[:5]), needs[5], False],
     )
     rest = [None] * (len(ctx.window) + 2)

@@ -36,30 +36,49 @@ def modules() -> dict[str, tnn.Module]:
             lambda m, x: ops.atrous_conv2d(
                 x, m.w, **six, groups=8, scale=m.v, activation="prelu", activation_weight=m.v
             ),
-            w=taps, v=vector,
+            w=taps,
+            v=vector,
         ),
-        "grouped": Call(lambda m, x: ops.atrous_conv2d(x, m.w, m.v, **six, groups=4), w=few, v=vector),
+        "grouped": Call(
+            lambda m, x: ops.atrous_conv2d(x, m.w, m.v, **six, groups=4), w=few, v=vector
+        ),
         "dense": Call(lambda m, x: ops.atrous_conv2d(x, m.w, **six, residual=x), w=full),
         "pointwise": Call(lambda m, x: ops.atrous_conv2d(x, m.w, activation="relu"), w=square),
         "separable": Call(
             lambda m, x: ops.atrous_separable_conv2d(
-                x, m.t, m.w, **six, depthwise_scale=m.v, depthwise_activation="relu",
+                x,
+                m.t,
+                m.w,
+                **six,
+                depthwise_scale=m.v,
+                depthwise_activation="relu",
                 activation="relu",
             ),
-            t=taps, w=square, v=vector,
+            t=taps,
+            w=square,
+            v=vector,
         ),
         "esp": Call(
             lambda m, x: ops.esp_block(
-                x, m.w, [m.n, m.n, m.n, m.n], residual=True, scale=m.v, activation="prelu",
+                x,
+                m.w,
+                [m.n, m.n, m.n, m.n],
+                residual=True,
+                scale=m.v,
+                activation="prelu",
                 activation_weight=m.v,
             ),
-            w=square, n=narrow, v=vector,
+            w=square,
+            n=narrow,
+            v=vector,
         ),
         "aspp": Call(
             lambda m, x: ops.aspp(
                 x, [ops.Branch(m.f, dilation=2), ops.Branch(m.w, pool=True)], m.p
             ),
-            f=full, w=square, p=wide,
+            f=full,
+            w=square,
+            p=wide,
         ),
         "AtrousConv2d": nn.AtrousConv2d(8, 8, 3, padding=6, dilation=6, groups=8),
         "ConvNormAct": nn.ConvNormAct(8, 8, dilation=2),

@@ -32,10 +32,19 @@ def test_separable_gradcheck(activation):
     def call(x, taps, square, inner, outer, residual):
         prelu = activation == "prelu"
         return ops.atrous_separable_conv2d(
-            x, taps, square, padding=2, dilation=2,
-            depthwise_scale=inner, depthwise_shift=inner, depthwise_activation=activation,
+            x,
+            taps,
+            square,
+            padding=2,
+            dilation=2,
+            depthwise_scale=inner,
+            depthwise_shift=inner,
+            depthwise_activation=activation,
             depthwise_activation_weight=inner if prelu else None,
-            scale=outer, shift=outer, residual=residual, activation=activation,
+            scale=outer,
+            shift=outer,
+            residual=residual,
+            activation=activation,
             activation_weight=outer if prelu else None,
         )
 
@@ -53,8 +62,14 @@ def test_esp_gradcheck(activation, hierarchical):
 
     def call(x, reduce, vector, residual, *branches):
         return ops.esp_block(
-            x, reduce, branches, residual=residual, scale=vector, shift=vector,
-            hierarchical=hierarchical, activation=activation,
+            x,
+            reduce,
+            branches,
+            residual=residual,
+            scale=vector,
+            shift=vector,
+            hierarchical=hierarchical,
+            activation=activation,
             activation_weight=vector if activation == "prelu" else None,
         )
 
@@ -110,7 +125,13 @@ def test_nothing_between_is_kept():
 
     def esp():
         return ops.esp_block(
-            x, square, branches, residual=True, scale=vector, shift=vector, activation="prelu",
+            x,
+            square,
+            branches,
+            residual=True,
+            scale=vector,
+            shift=vector,
+            activation="prelu",
             activation_weight=vector,
         )
 
@@ -128,7 +149,10 @@ def test_backward_gives_the_same_bits():
     branches = [leaf(4, 8, 3, 3, dtype=torch.float32) for _ in range(4)]
     few = leaf(16, 4, 3, 3, dtype=torch.float32)
     calls = [
-        (lambda: ops.atrous_separable_conv2d(x, taps, square, padding=6, dilation=6), [taps, square]),
+        (
+            lambda: ops.atrous_separable_conv2d(x, taps, square, padding=6, dilation=6),
+            [taps, square],
+        ),
         (lambda: ops.esp_block(x, square, branches, residual=True), [square, *branches]),
         (lambda: ops.atrous_conv2d(x, few, padding=6, dilation=6, groups=4), [few]),
     ]
@@ -149,7 +173,11 @@ def test_grouped(dtype):
     for _ in range(14):
         groups, inputs, outputs = rng.choice([1, 3]), rng.choice([2, 5, 32]), rng.choice([1, 4, 17])
         plane = rng.choice([(1, 1), (7, 20), (33, 41), (40, 300)])
-        stride, rate, kernel = rng.choice([1, 2, (1, 3)]), rng.choice([1, 6, 50]), rng.choice([1, 3])
+        stride, rate, kernel = (
+            rng.choice([1, 2, (1, 3)]),
+            rng.choice([1, 6, 50]),
+            rng.choice([1, 3]),
+        )
         window = {"stride": stride, "padding": rate * (kernel // 2), "dilation": rate}
         x = torch.randn(2, groups * inputs, *plane).to(dtype).requires_grad_()
         weight = torch.randn(groups * outputs, inputs, kernel, kernel) / (kernel * inputs**0.5)
@@ -160,7 +188,16 @@ def test_grouped(dtype):
             wide = [1, 1] if stride == 1 else [2, 2] if stride == 2 else [1, 3]
             both = [window["padding"]] * 2, [rate] * 2
             result = torch.ops.segkern.grouped_conv2d(
-                x, weight, None, shift, None, None, wide, *both, 1, int(tail["activation"] == "relu")
+                x,
+                weight,
+                None,
+                shift,
+                None,
+                None,
+                wide,
+                *both,
+                1,
+                int(tail["activation"] == "relu"),
             )
         else:
             result = ops.atrous_conv2d(x, weight, groups=groups, **window, **tail)
