@@ -3,7 +3,9 @@
 The peer gets its input in the layout in which it is faster, whatever the row's layout: what a user
 could have had without this package. Least bytes: input, weights and output once. The shapes are
 those of ASPP over a ResNet at output stride 8 (65x65 of a 513x513 image) and 16, of DeepLab v3+'s
-decoder (129x129), and of ESPNet at 512x1024.
+decoder (129x129), and of ESPNet at 512x1024. Backward rows are a forward pass and the gradients of
+the input and of every weight. Rows called deterministic run, on both sides, under
+``torch.use_deterministic_algorithms``: held against the row above them they show what it costs.
 """
 
 from __future__ import annotations
@@ -25,22 +27,35 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 HALF = ("float32", "bfloat16")
 WIDE = (1, 2048, 65, 65)
 
-# title, operator, full size, small size, setting (outputs and rates), dtypes
+STRIDE8, MAP129 = "ASPP at stride 8", "129x129 map"
+NARROW, SMALL = (1, 256, 65, 65), (1, 16, 17, 17)
+MAP, SMALL_MAP = (1, 256, 129, 129), (1, 16, 19, 19)
+
+# title, operator, full size, small size, setting (rates, then channels a group), dtypes
 SHAPES = (
-    ("ASPP at stride 8", "depthwise", WIDE, (1, 32, 17, 17), "rate 6", HALF),
-    ("ASPP at stride 8", "depthwise", WIDE, (1, 32, 17, 17), "rate 18", HALF),
-    ("129x129 map", "depthwise", (1, 256, 129, 129), (1, 16, 19, 19), "rate 6", HALF),
-    ("129x129 map", "depthwise", (1, 256, 129, 129), (1, 16, 19, 19), "rate 18", HALF),
-    ("129x129 map", "depthwise_backward", (1, 256, 129, 129), (1, 16, 19, 19), "rate 18", HALF[:1]),
-    ("ASPP at stride 8", "dense", (1, 256, 65, 65), (1, 16, 17, 17), "rate 6", HALF),
-    ("ASPP at stride 8", "dense", (1, 256, 65, 65), (1, 16, 17, 17), "rate 12", HALF),
-    ("ASPP at stride 8", "dense", (1, 256, 65, 65), (1, 16, 17, 17), "rate 18", HALF),
-    ("ASPP at stride 8", "pointwise", WIDE, (1, 32, 17, 17), "rate 1", HALF),
-    ("ASPP at stride 8", "aspp", WIDE, (1, 32, 17, 17), "rates 6 12 18", HALF[:1]),
+    (STRIDE8, "depthwise", WIDE, (1, 32, 17, 17), "rate 6", HALF),
+    (STRIDE8, "depthwise", WIDE, (1, 32, 17, 17), "rate 18", HALF),
+    (MAP129, "depthwise", MAP, SMALL_MAP, "rate 6", HALF),
+    (MAP129, "depthwise", MAP, SMALL_MAP, "rate 18", HALF),
+    (MAP129, "depthwise_backward", MAP, SMALL_MAP, "rate 18", HALF[:1]),
+    (MAP129, "depthwise_backward", MAP, SMALL_MAP, "rate 18 deterministic", HALF[:1]),
+    (STRIDE8, "grouped", NARROW, SMALL, "rate 6 by 4", HALF[:1]),
+    (STRIDE8, "grouped", NARROW, SMALL, "rate 18 by 8", HALF[:1]),
+    (STRIDE8, "grouped_backward", NARROW, SMALL, "rate 6 by 4", HALF[:1]),
+    (STRIDE8, "dense", NARROW, SMALL, "rate 6", HALF),
+    (STRIDE8, "dense", NARROW, SMALL, "rate 12", HALF),
+    (STRIDE8, "dense", NARROW, SMALL, "rate 18", HALF),
+    (STRIDE8, "dense_backward", NARROW, SMALL, "rate 12", HALF[1:]),
+    (STRIDE8, "dense_backward", NARROW, SMALL, "rate 12 deterministic", HALF[1:]),
+    (STRIDE8, "pointwise", WIDE, (1, 32, 17, 17), "rate 1", HALF),
+    (STRIDE8, "separable", NARROW, SMALL, "rate 12", HALF[:1]),
+    (STRIDE8, "separable_backward", NARROW, SMALL, "rate 12", HALF[:1]),
+    (STRIDE8, "aspp", WIDE, (1, 32, 17, 17), "rates 6 12 18", HALF[:1]),
     ("ASPP at stride 16", "aspp", (1, 2048, 33, 33), (1, 32, 9, 9), "rates 6 12 18", HALF[:1]),
-    ("ASPP at stride 8", "aspp_separable", WIDE, (1, 32, 17, 17), "rates 6 12 18", HALF),
+    (STRIDE8, "aspp_separable", WIDE, (1, 32, 17, 17), "rates 6 12 18", HALF[:1]),
     ("ASPP, larger rates", "aspp_separable", WIDE, (1, 32, 17, 17), "rates 12 24 36", HALF[:1]),
     ("ESPNet level 2", "esp", (1, 64, 128, 256), (1, 20, 16, 32), "5 branches", HALF),
+    ("ESPNet level 2", "esp_backward", (1, 64, 128, 256), (1, 20, 16, 32), "5 branches", HALF[:1]),
     ("ESPNet level 3", "esp", (1, 128, 64, 128), (1, 20, 16, 32), "5 branches", HALF),
     ("full-size map", "esp", (1, 64, 512, 1024), (1, 20, 24, 40), "5 branches", HALF[:1]),
 )
@@ -97,46 +112,69 @@ def plain(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return aspp if isinstance(model, nn.ASPP) else esp
 
 
-def calls(case: Case) -> tuple[Callable, Callable, int]:
-    """(ours, torch's, bytes of the weights), both over an input."""
+def calls(case: Case) -> tuple[Callable, Callable, list[torch.Tensor]]:
+    """(ours, torch's, the weights), both over an input."""
     channels = case.shape[1]
     dtype = getattr(torch, case.dtype)
     torch.manual_seed(0)
     numbers = case.options["numbers"]
-    if case.operator in ("aspp", "aspp_separable", "esp"):
-        if case.operator == "esp":
+    operator = case.operator.removesuffix("_backward")
+    if operator in ("aspp", "aspp_separable", "esp"):
+        if operator == "esp":
             model = nn.ESPModule(channels, channels)
         else:
             outputs = 256 if channels == 2048 else 16
-            model = nn.ASPP(channels, numbers, outputs, separable="separable" in case.operator)
-        model = model.to(case.device, dtype).eval().requires_grad_(False)
-        return model, plain(model), sum(p.nbytes for p in model.parameters())
+            model = nn.ASPP(channels, numbers, outputs, separable="separable" in operator)
+        model = model.to(case.device, dtype).eval()
+        return model, plain(model), list(model.parameters())
     rate = numbers[0]
-    depthwise = case.operator.startswith("depthwise")
-    pointwise = case.operator == "pointwise"
-    kernel = 1 if pointwise else 3
-    inputs = 1 if depthwise else channels
-    outputs = min(channels, 256) if pointwise else channels
-    weight = torch.randn(outputs, inputs, kernel, kernel, device=case.device)
-    weight = (weight / (inputs * kernel**2) ** 0.5).to(dtype)
-    groups = channels if depthwise else 1
+    kernel = 1 if operator == "pointwise" else 3
     pad = rate * (kernel // 2)
-    if case.operator == "depthwise_backward":
-        weight.requires_grad_()
+    inputs = {"depthwise": 1, "separable": 1, "grouped": numbers[-1]}.get(operator, channels)
+    outputs = min(channels, 256) if operator == "pointwise" else channels
+    groups = channels // inputs
+
+    def random_weight(*shape: int) -> torch.Tensor:
+        weight = torch.randn(shape, device=case.device) / (shape[1] * kernel**2) ** 0.5
+        return weight.to(dtype).requires_grad_()
+
+    weight = random_weight(outputs, inputs, kernel, kernel)
+    if operator == "separable":
+        square = random_weight(channels, channels, 1, 1)
+        given = {"padding": pad, "dilation": rate, "depthwise_activation": "relu"}
+        return (
+            lambda x: ops.atrous_separable_conv2d(x, weight, square, activation="relu", **given),
+            lambda x: F.conv2d(
+                F.conv2d(x, weight, None, 1, pad, rate, groups).relu(), square
+            ).relu(),
+            [weight, square],
+        )
     return (
         lambda x: ops.atrous_conv2d(x, weight, padding=pad, dilation=rate, groups=groups),
         lambda x: F.conv2d(x, weight, None, 1, pad, rate, groups),
-        weight.nbytes,
+        [weight],
     )
 
 
-def with_backward(call: Callable) -> Callable:
-    """Forward and both gradients, of a gradient that is the output itself."""
+def with_backward(call: Callable, weights: list[torch.Tensor]) -> Callable:
+    """Forward and all gradients, of a gradient that is the output itself; returns the input's."""
 
     def run(x):
         leaf = x.detach().requires_grad_()
         y = call(leaf)
-        return torch.autograd.grad(y, leaf, y.detach())[0]
+        return torch.autograd.grad(y, [leaf, *weights], y.detach())[0]
+
+    return run
+
+
+def deterministic(call: Callable) -> Callable:
+    def run(x):
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+        try:
+            return call(x)
+        finally:
+            torch.use_deterministic_algorithms(before)
 
     return run
 
@@ -163,17 +201,22 @@ def test_atrous(case: Case, runner) -> None:
     def build():
         ours, theirs, weights = calls(case)
         if case.operator.endswith("backward"):
-            ours, theirs = with_backward(ours), with_backward(theirs)
+            ours, theirs = with_backward(ours, weights), with_backward(theirs, weights)
+        if case.setting.endswith("deterministic"):
+            ours, theirs = deterministic(ours), deterministic(theirs)
         x = torch.randn(case.shape, device=case.device).to(getattr(torch, case.dtype))
         x = x.contiguous(memory_format=LAYOUTS[case.layout])
-        return ours, theirs, weights, x, *better_layout(theirs, x)
+        size = sum(weight.nbytes for weight in weights)
+        return ours, theirs, size, x, *better_layout(theirs, x)
 
     key = (case.operator, *case.data)
-    ours, theirs, weights, x, layout, peer_x = runner.inputs(key, build)
+    backward = case.operator.endswith("backward")
+    with torch.set_grad_enabled(backward):
+        ours, theirs, weights, x, layout, peer_x = runner.inputs(key, build)
     least = 2 * x.nbytes + weights if case.operator != "pointwise" else x.nbytes + weights
 
     def check(variant: str, got, expected) -> None:
-        if case.device == "cpu":
+        if case.device == "cpu" and not backward:
             assert got.is_contiguous(memory_format=LAYOUTS[case.layout])
         scale = expected.float().abs().max()
         slack = 40 * torch.finfo(got.dtype).eps * scale
@@ -181,7 +224,6 @@ def test_atrous(case: Case, runner) -> None:
 
     # On CUDA the table names torch until these rows have been measured.
     forced = dict.fromkeys(("depthwise", "dense"), "segkern") if case.device == "cuda" else {}
-    backward = case.operator.endswith("backward")
     with torch.set_grad_enabled(backward), conv_table.override(**forced):
         runner.run(
             case,

@@ -1,13 +1,15 @@
 // CPU depthwise convolution. The contiguous layout goes plane by plane: the rows of a plane are
 // copied into rows with margins, where no tap needs a test, and output rows are sums of shifted
 // rows. Channels-last goes by rows of pixels and blocks of channels. Every input element comes
-// from memory once, at any rate.
+// from memory once, at any rate. 3x3 taps at stride 1 go by tiles (depthwise_tiles.h).
 #include <cstring>
 
 #include <torch/csrc/stable/ops.h>
 
 #include "../common/stream_store.h"
 #include "depthwise.h"
+#include "depthwise_tiles.h"
+#include "tile_plan.h"
 #include "row_plan.h"
 
 namespace segkern {
@@ -79,9 +81,16 @@ struct Contiguous : Depthwise<T> {
 
   RowForm form{Depthwise<T>::p.window};
   const bool whole = form.row_stride * w.in_h * static_cast<int64_t>(sizeof(T)) <= kPlaneBytes;
+  const bool tiled = whole && takes_row_tiles(w);
+  const std::vector<TileSegment> tile_segments =
+      tiled ? make_tile_segments(w) : std::vector<TileSegment>{};
+  const std::vector<RowTile> row_tiles =
+      tiled ? make_row_tiles(w, form.row_stride) : std::vector<RowTile>{};
+  const DepthwiseTiles<T>& tiles = depthwise_tiles<T>();
   // Rows made before they are written.
   const int64_t band =
-      whole ? std::max<int64_t>(1, kBandBytes / (w.out_w * static_cast<int64_t>(sizeof(T)))) : 1;
+      tiled ? w.out_h
+      : whole ? std::max<int64_t>(1, kBandBytes / (w.out_w * static_cast<int64_t>(sizeof(T)))) : 1;
   const std::vector<RowRun> runs = row_runs(w, whole ? rows_in_turn(w) : row_order(w), band);
   const int64_t runs_per_task = whole ? static_cast<int64_t>(runs.size()) : kTaskRows;
   const int64_t tasks_per_plane = ceil_div(static_cast<int64_t>(runs.size()), runs_per_task);
@@ -139,6 +148,10 @@ struct Contiguous : Depthwise<T> {
       for (int64_t t = 0; t < w.taps(); ++t) {
         s.weights[t] = this->weight(c, t);
       }
+      if (tiled) {
+        make_plane(s, plane, task + 1 < end);
+        continue;
+      }
       if (whole) {
         for (int64_t h = 0; h < w.in_h; ++h) {
           if (task + 1 < end) {  // the next plane, a row at a time
@@ -157,6 +170,37 @@ struct Contiguous : Depthwise<T> {
       }
     }
     stream_fence();
+  }
+
+  // All rows of a plane by tiles. Meanwhile the next plane is asked for, a share with each run of
+  // columns, where there is one.
+  void make_plane(Scratch& s, int64_t plane, bool more) const {
+    const int64_t c = plane % p.channels;
+    const int64_t elements = w.in_h * w.in_w;
+    if (p.element == Element::kFloat16) {
+      for (int64_t h = 0; h < w.in_h; ++h) {
+        fetch(plane, h, s.slots.data() + h * form.row_stride, s.spare.data());
+      }
+    } else {
+      tiles.load(this->in_at(plane * elements), p.element, s.slots.data() + kRowBlock, w.in_w,
+                 form.row_stride, w.in_h);
+    }
+    const T init = this->shift ? this->shift[c] : T{0};
+    const auto shares = static_cast<int64_t>(tile_segments.size());
+    for (int64_t i = 0; i < shares; ++i) {
+      if (more) {
+        const int64_t begin = elements * i / shares;
+        prefetch(this->in_at((plane + 1) * elements + begin),
+                 (elements * (i + 1) / shares - begin) * size);
+      }
+      const TileSegment& segment = tile_segments[i];
+      tiles.rows(s.slots.data(), row_tiles.data(), static_cast<int64_t>(row_tiles.size()),
+                 s.weights.data(), form.offset.data(), segment.first, segment.last, init,
+                 s.y.data(), segment.x0, segment.x1);
+    }
+    const T* slope = this->slope ? this->slope + c * p.slope_step : nullptr;
+    this->write(s.y.data(), plane * w.out_h * w.out_w, slope, 0, s.spare.data(), s.packed.data(),
+                w.out_h * w.out_w);
   }
 
   // Rows lie behind each other in y: what a last block writes too much is the start of the next
@@ -309,6 +353,10 @@ struct ChannelsLast : Depthwise<T> {
 template <typename T>
 void depthwise_conv(const DepthwiseParams& p) {
   const ConvWindow& w = p.window;
+  if (p.channels_last && takes_pixel_tiles(p)) {
+    depthwise_pixel_tiles<T>(p);
+    return;
+  }
   if (p.channels_last) {
     const ChannelsLast<T> call{{p}};
     const int64_t cost =

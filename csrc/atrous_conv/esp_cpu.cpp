@@ -21,16 +21,9 @@ constexpr int64_t kTile = 256;  // columns of one tile: its ring fits the second
 constexpr int64_t kPlaneChunk = 128;
 constexpr int64_t kPixelChunk = 64;
 constexpr int64_t kUnitRows = 4;  // rows of one unit of work
-
-// Channels in balanced blocks of at most kMixOutputs.
-std::vector<int64_t> output_blocks(int64_t channels) {
-  const int64_t count = (channels + kMixOutputs - 1) / kMixOutputs;
-  std::vector<int64_t> blocks;
-  for (int64_t b = 0; b < count; ++b) {
-    blocks.push_back(channels * (b + 1) / count - channels * b / count);
-  }
-  return blocks;
-}
+// Channels ahead for which memory is asked. Planes of a power of two of bytes meet in one set of the
+// caches, so asking for a row of all channels at once would be in vain.
+constexpr int64_t kAhead = 4;
 
 // Kernel columns (or rows) whose shift stays inside a map of this length for some pixel.
 std::vector<int64_t> useful_taps(int64_t kernel, int64_t rate, int64_t length) {
@@ -82,7 +75,7 @@ struct Esp {
       }
     }
     if (p.reduce) {
-      reduce_blocks = output_blocks(p.reduced);
+      reduce_blocks = balanced_blocks(p.reduced, kMixOutputs);
       const T* weight = static_cast<const T*>(p.reduce);
       int64_t o = 0;
       for (const int64_t block : reduce_blocks) {
@@ -105,7 +98,7 @@ struct Esp {
     branch.rows = useful_taps(p.kernel_h, p.rate_h[b], p.height);
     branch.columns = useful_taps(p.kernel_w, p.rate_w[b], p.width);
     branch.first = first;
-    branch.blocks = output_blocks(p.outputs[b]);
+    branch.blocks = balanced_blocks(p.outputs[b], kMixOutputs);
     const T* weight = static_cast<const T*>(p.weight[b]);
     int64_t o = 0;
     for (const int64_t block : branch.blocks) {
@@ -183,7 +176,11 @@ struct Esp {
 
   const char* in_at(int64_t i) const { return static_cast<const char*>(p.in) + i * size; }
 
-  // `count` pixels of all input channels as rows of `chunk` elements, zeros behind.
+  static int64_t in_blocks(int64_t count) {
+    return (count + kMixBlock - 1) / kMixBlock * kMixBlock;
+  }
+
+  // `count` pixels of all input channels as rows, zeros behind up to a whole block.
   void load_stage(Scratch& s, int64_t n, int64_t h, int64_t x, int64_t count) const {
     if (p.channels_last) {
       const char* from = in_at(index(n, p.in_channels, 0, h, x));
@@ -195,14 +192,16 @@ struct Esp {
       mix.transpose(pixels, p.in_channels, s.stage.data(), chunk, count, p.in_channels);
     } else {
       for (int64_t c = 0; c < p.in_channels; ++c) {
+        if (c + kAhead < p.in_channels) {
+          prefetch(in_at(index(n, p.in_channels, c + kAhead, h, x)), count * size);
+        }
         rows.load(p.element, in_at(index(n, p.in_channels, c, h, x)), s.stage.data() + c * chunk,
                   count);
       }
     }
-    if (count < chunk) {
-      for (int64_t c = 0; c < p.in_channels; ++c) {
-        std::fill_n(s.stage.data() + c * chunk + count, chunk - count, T{0});
-      }
+    const int64_t rest = in_blocks(count) - count;
+    for (int64_t c = 0; rest > 0 && c < p.in_channels; ++c) {
+      std::fill_n(s.stage.data() + c * chunk + count, rest, T{0});
     }
   }
 
@@ -215,18 +214,19 @@ struct Esp {
     s.tags[h % ring_rows] = h;
     const int64_t last = std::min(p.width, c0 + kTile + halo_w);
     for (int64_t x = std::max<int64_t>(0, c0 - halo_w); x < last; x += chunk) {
-      load_stage(s, n, h, x, std::min(chunk, last - x));
+      const int64_t count = std::min(chunk, last - x);
+      load_stage(s, n, h, x, count);
       T* to = row + halo_w + x - c0;
       if (!p.reduce) {
         for (int64_t c = 0; c < p.reduced; ++c) {
-          std::copy_n(s.stage.data() + c * chunk, chunk, to + c * row_length);
+          std::copy_n(s.stage.data() + c * chunk, in_blocks(count), to + c * row_length);
         }
         continue;
       }
       const T* weights = reduce_weights.data();
       for (const int64_t block : reduce_blocks) {
         mix.mix(s.stage_rows.data(), 0, p.in_channels, weights, static_cast<int>(block), nullptr,
-                0, to, row_length, chunk);
+                0, to, row_length, in_blocks(count));
         weights += block * p.in_channels;
         to += block * row_length;
       }
@@ -262,7 +262,7 @@ struct Esp {
     const int64_t c1 = std::min(p.width, c0 + kTile);
     for (int64_t x = c0; x < c1; x += chunk) {
       const int64_t count = std::min(chunk, c1 - x);
-      const int64_t blocked = (count + kMixBlock - 1) / kMixBlock * kMixBlock;
+      const int64_t blocked = in_blocks(count);
       for (size_t b = 0; b < branches.size(); ++b) {
         mix_branch(s, b, x - c0, blocked);
       }
@@ -322,6 +322,11 @@ struct Esp {
     const T* slope = static_cast<const T*>(p.slope);
     for (int64_t c = 0; c < p.out_channels; ++c) {
       const int64_t at = index(n, p.out_channels, c, oh, x);
+      if (p.residual && c + kAhead < p.out_channels) {
+        prefetch(static_cast<const char*>(p.residual) +
+                     index(n, p.out_channels, c + kAhead, oh, x) * size,
+                 count * size);
+      }
       T* y = s.y.data() + c * chunk;
       mix.finish(y, load_residual(s, at, count), scale + c, shift + c,
                  static_cast<int>(p.activation), slope + c, 0, count, 1);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace segkern {
 
@@ -29,7 +30,21 @@ struct MixRows {
   // rows of n elements behind each other.
   void (*finish)(T* y, const T* residual, const T* scale, const T* shift, int activation,
                  const T* slope, int64_t step, int64_t n, int64_t count);
+  // acc[(o * ni + i) * kMixBlock + lane] += g[o][x] * in[i][x] for o < no, i < ni and x < n; rows of
+  // g and in are `g_step` and `in_step` apart.
+  void (*products)(const T* g, int64_t g_step, int64_t no, const T* in, int64_t in_step, int64_t ni,
+                   T* acc, int64_t n);
 };
+
+// A count in balanced blocks of at most `most`.
+inline std::vector<int64_t> balanced_blocks(int64_t count, int64_t most) {
+  const int64_t number = (count + most - 1) / most;
+  std::vector<int64_t> blocks;
+  for (int64_t b = 0; b < number; ++b) {
+    blocks.push_back(count * (b + 1) / number - count * b / number);
+  }
+  return blocks;
+}
 
 template <typename T>
 const MixRows<T>& mix_rows();

@@ -186,31 +186,38 @@ void transpose(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t
   }
 }
 
-// Scale, Shift and Slope give the value for an element.
+// Scale, Shift and Slope give the value for an element, Sum that before the affine map.
+template <typename T, typename Sum, typename Scale, typename Shift, typename Slope>
+SEGKERN_INLINE void finish_sums(T* __restrict__ y, const Sum& sum, int activation,
+                                const Scale& scale, const Shift& shift, const Slope& slope,
+                                int64_t n) {
+  if (activation == 0) {
+    for (int64_t i = 0; i < n; ++i) {
+      y[i] = sum(i) * scale(i) + shift(i);
+    }
+  } else if (activation == 1) {
+    for (int64_t i = 0; i < n; ++i) {
+      const T v = sum(i) * scale(i) + shift(i);
+      y[i] = v < T{0} ? T{0} : v;  // a NaN stays
+    }
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      const T v = sum(i) * scale(i) + shift(i);
+      const T below = v * slope(i);
+      y[i] = v > T{0} ? v : below;
+    }
+  }
+}
+
 template <typename T, typename Scale, typename Shift, typename Slope>
 SEGKERN_INLINE void finish_with(T* __restrict__ y, const T* __restrict__ residual, int activation,
                                 const Scale& scale, const Shift& shift, const Slope& slope,
                                 int64_t n) {
   if (residual) {
-    for (int64_t i = 0; i < n; ++i) {
-      y[i] += residual[i];
-    }
-  }
-  if (activation == 0) {
-    for (int64_t i = 0; i < n; ++i) {
-      y[i] = y[i] * scale(i) + shift(i);
-    }
-  } else if (activation == 1) {
-    for (int64_t i = 0; i < n; ++i) {
-      const T v = y[i] * scale(i) + shift(i);
-      y[i] = v < T{0} ? T{0} : v;  // a NaN stays
-    }
+    finish_sums(y, [=](int64_t i) { return y[i] + residual[i]; }, activation, scale, shift, slope,
+                n);
   } else {
-    for (int64_t i = 0; i < n; ++i) {
-      const T v = y[i] * scale(i) + shift(i);
-      const T below = v * slope(i);
-      y[i] = v > T{0} ? v : below;
-    }
+    finish_sums(y, [=](int64_t i) { return y[i]; }, activation, scale, shift, slope, n);
   }
 }
 
@@ -234,5 +241,70 @@ void finish(T* y, const T* residual, const T* scale, const T* shift, int activat
   }
 }
 
+// NO rows of g with NI rows of in.
+template <typename T, int NO, int NI>
+void products_of(const T* g, int64_t g_step, const T* in, int64_t in_step, T* acc,
+                 int64_t acc_step, int64_t n) {
+  using V = Vec<T>;
+  V sum[NO][NI];
+#pragma GCC unroll 4
+  for (int o = 0; o < NO; ++o) {
+#pragma GCC unroll 4
+    for (int i = 0; i < NI; ++i) {
+      sum[o][i] = V::load(acc + o * acc_step + i * kMixBlock);
+    }
+  }
+  for (int64_t x = 0; x < n; x += V::kLanes) {
+    V value[NI];
+#pragma GCC unroll 4
+    for (int i = 0; i < NI; ++i) {
+      value[i] = V::load(in + i * in_step + x);
+    }
+#pragma GCC unroll 4
+    for (int o = 0; o < NO; ++o) {
+      const V factor = V::load(g + o * g_step + x);
+#pragma GCC unroll 4
+      for (int i = 0; i < NI; ++i) {
+        sum[o][i].add_product(factor, value[i]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int o = 0; o < NO; ++o) {
+#pragma GCC unroll 4
+    for (int i = 0; i < NI; ++i) {
+      sum[o][i].store(acc + o * acc_step + i * kMixBlock);
+    }
+  }
+}
+
+template <typename T, int NO>
+void products_with(const T* g, int64_t g_step, const T* in, int64_t in_step, int64_t ni, T* acc,
+                   int64_t n) {
+  constexpr int kTogether = kVectorBytes == 64 ? 4 : 2;  // NO * kTogether sums in registers
+  const int64_t acc_step = ni * kMixBlock;
+  int64_t i = 0;
+  for (; i + kTogether <= ni; i += kTogether) {
+    products_of<T, NO, kTogether>(g, g_step, in + i * in_step, in_step, acc + i * kMixBlock,
+                                  acc_step, n);
+  }
+  for (; i < ni; ++i) {
+    products_of<T, NO, 1>(g, g_step, in + i * in_step, in_step, acc + i * kMixBlock, acc_step, n);
+  }
+}
+
 template <typename T>
-constexpr MixRows<T> kMixRows = {&mix<T>, &transpose<T>, &transpose<uint16_t>, &finish<T>};
+void products(const T* g, int64_t g_step, int64_t no, const T* in, int64_t in_step, int64_t ni,
+              T* acc, int64_t n) {
+  int64_t o = 0;
+  for (; o + 4 <= no; o += 4) {
+    products_with<T, 4>(g + o * g_step, g_step, in, in_step, ni, acc + o * ni * kMixBlock, n);
+  }
+  for (; o < no; ++o) {
+    products_with<T, 1>(g + o * g_step, g_step, in, in_step, ni, acc + o * ni * kMixBlock, n);
+  }
+}
+
+template <typename T>
+constexpr MixRows<T> kMixRows = {&mix<T>, &transpose<T>, &transpose<uint16_t>, &finish<T>,
+                                 &products<T>};

@@ -11,15 +11,24 @@ namespace segkern {
 namespace {
 
 constexpr int64_t kTile = 64;
+// Columns that are written at once where rows of the result are a multiple of kPitch bytes apart:
+// more of them would drive each other out of the first-level cache.
+constexpr int64_t kNarrow = 16;
+constexpr int64_t kPitch = 512;
 
 // to[j][i] = from[i][j] for a matrix with rows of `columns` elements, in tiles.
 template <typename T, typename Transpose>
 void transpose_matrix(const Transpose& transpose, const T* from, T* to, int64_t rows,
                       int64_t columns, int64_t first, int64_t last) {
+  const bool aligned = rows * static_cast<int64_t>(sizeof(T)) % kPitch == 0;
+  const int64_t together = aligned ? kNarrow : kTile;
   for (int64_t j = first; j < last; j += kTile) {
     for (int64_t i = 0; i < rows; i += kTile) {
-      transpose(from + i * columns + j, columns, to + j * rows + i, rows,
-                std::min(kTile, rows - i), std::min(kTile, last - j));
+      const int64_t end = std::min(last, j + kTile);
+      for (int64_t k = j; k < end; k += together) {
+        transpose(from + i * columns + k, columns, to + k * rows + i, rows,
+                  std::min(kTile, rows - i), std::min(together, end - k));
+      }
     }
   }
 }

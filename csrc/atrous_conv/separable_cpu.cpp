@@ -85,10 +85,7 @@ struct Separable {
   }
 
   void pack_weights() {
-    const int64_t count = ceil_div(p.outputs, kMixOutputs);
-    for (int64_t b = 0; b < count; ++b) {
-      blocks.push_back(p.outputs * (b + 1) / count - p.outputs * b / count);
-    }
+    blocks = balanced_blocks(p.outputs, kMixOutputs);
     weights.resize(p.outputs * d.channels);
     const T* from = static_cast<const T*>(p.weight);
     const T* scale = static_cast<const T*>(p.scale);

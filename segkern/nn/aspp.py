@@ -30,15 +30,20 @@ class PoolBranch(torch.nn.Sequential):
         super().__init__(torch.nn.AdaptiveAvgPool2d(1), *block)
 
     def forward(self, input: Tensor) -> Tensor:
+        self.check_batch(input)
+        return super().forward(input)
+
+    def check_batch(self, input: Tensor, name: str = "") -> None:
+        """Raises ValueError, naming the norm, where that has one value a channel in training."""
         norm = self[2]
         if input.shape[0] == 1 and isinstance(norm, Norm) and norm.training:
+            layer = f"{name}.2" if name else "2"
             raise ValueError(
                 "ASPP: the image-pooling branch must see more than one image in training, got 1: "
-                f"its {type(norm).__name__} (the layer after the pooled 1x1 convolution, "
-                "'convs.<last>.2') has one value a channel to take a variance of; use a larger "
-                "batch, put that layer in eval mode, or set image_pooling=False"
+                f"its {type(norm).__name__}, layer {layer!r}, has one value a channel to take a "
+                "variance of; use a larger batch, put that layer in eval mode, or set "
+                "image_pooling=False"
             )
-        return super().forward(input)
 
 
 class ASPP(torch.nn.Module):
@@ -104,7 +109,9 @@ class ASPP(torch.nn.Module):
             return self.project[-1](output)
         total = None
         first = 0
-        for branch in self.convs:
+        for index, branch in enumerate(self.convs):
+            if isinstance(branch, PoolBranch):
+                branch.check_batch(input, f"convs.{index}")
             value = branch(input)
             part = self.project[0].weight[:, first : first + value.shape[1]]
             first += value.shape[1]

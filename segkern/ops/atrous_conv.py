@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from segkern.ops import conv_table, dense
+from segkern.ops import conv_table, dense, grouped
 from segkern.ops._convolution import (
     PADDING_MODES,
     Epilogue,
@@ -139,11 +139,15 @@ def run_convolution(
         else "dense"
     )
     channels_last = suggest_memory_format(x) == torch.channels_last
-    choice = conv_table.choose(kind, x, window.dilation, channels_last)
+    per_group = max(weight.shape[1], weight.shape[0] // groups)
+    choice = conv_table.choose(kind, x, window.dilation, channels_last, per_group)
     if choice == "segkern" and depthwise:
         return depthwise_conv2d(x, weight, window, epilogue)
     if choice == "segkern" and pointwise and not wants_grad(x, weight, *epilogue.tensors()):
         return separable_conv2d(x, None, Epilogue(), weight, epilogue, window)
+    if choice == "segkern" and kind == "grouped" and grouped.takes(x, weight, groups):
+        y = grouped.grouped_conv2d(to_layout(x, False), weight, window, groups, epilogue)
+        return to_layout(y, channels_last)
     if choice == "segkern" and kind == "dense" and dense.takes(x, weight, window, epilogue):
         y = dense.dense_conv2d(x, weight, window, epilogue)
         return y if channels_last else y.contiguous()

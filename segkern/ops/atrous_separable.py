@@ -20,7 +20,6 @@ from segkern.ops._convolution import (
     lower,
     make_epilogue,
     output_plane,
-    wants_grad,
 )
 from segkern.ops._pooling import IntPair
 from segkern.ops.atrous_conv import run_convolution
@@ -49,8 +48,8 @@ def atrous_separable_conv2d(
 
     ``hidden = act1(depthwise(x) * depthwise_scale + depthwise_shift)`` and
     ``act2(pointwise(hidden) * scale + shift + residual)``. Where the fused kernel runs (kind
-    ``"separable"`` of :mod:`segkern.ops.conv_table`, no autograd) the hidden map is never in
-    memory as a whole, and `x` is read once.
+    ``"separable"`` of :mod:`segkern.ops.conv_table`) the hidden map is never in memory as a whole,
+    and `x` is read once; a backward pass makes the hidden map again instead of keeping it.
 
     Args:
         x: (N, C, H, W), float64, float32, float16 or bfloat16.
@@ -69,7 +68,8 @@ def atrous_separable_conv2d(
     Raises:
         ValueError, TypeError: an argument of the wrong form, dtype, device or size.
 
-    Differentiable. Deterministic on the CPU without autograd. Under autocast in autocast's dtype.
+    Differentiable, any number of times. Deterministic on the CPU for any number of threads, its
+    backward for a given number. Under autocast in autocast's dtype.
 
     Example:
         >>> import torch
@@ -135,10 +135,9 @@ def run_separable(
     window: Window,
 ) -> Tensor:
     """A checked separable convolution by the kernels that the table names."""
-    training = wants_grad(x, depthwise, pointwise, *inner.tensors(), *outer.tensors())
     channels_last = suggest_memory_format(x) == torch.channels_last
     choice = conv_table.choose("separable", x, window.dilation, channels_last)
-    if choice == "segkern" and not training:
+    if choice == "segkern":
         return separable_conv2d(x, depthwise, inner, pointwise, outer, window)
     hidden = run_convolution(x, depthwise, window, x.shape[1], inner)
     return run_convolution(hidden, pointwise, Window([1, 1], [0, 0], [1, 1]), 1, outer)

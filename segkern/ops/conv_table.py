@@ -28,7 +28,10 @@ CHOICES = ("segkern", "torch", "torch_channels_last")
 KINDS = ("depthwise", "grouped", "dense", "pointwise", "separable", "esp")
 
 #: Kernels of this package that exist, by device type and kind.
-KERNELS = {"cpu": ("depthwise", "pointwise", "separable", "esp"), "cuda": ("depthwise", "dense")}
+KERNELS = {
+    "cpu": ("depthwise", "grouped", "pointwise", "separable", "esp"),
+    "cuda": ("depthwise", "dense"),
+}
 
 _FULL = (torch.float32, torch.float64)
 _FP16 = (torch.float16,)
@@ -38,7 +41,8 @@ class Rule(NamedTuple):
     """One row: where all that is not None agrees, `choice` runs.
 
     device: ``"cpu"`` or ``"cuda"``. kind: of :data:`KINDS`. dtypes: of the input. channels_last:
-    layout of the input. rates: least and largest dilation, both inclusive. why: the measurement.
+    layout of the input. rates: least and largest dilation, channels: least and most channels a
+    group, all inclusive. why: the measurement.
     """
 
     choice: str
@@ -47,30 +51,36 @@ class Rule(NamedTuple):
     dtypes: tuple[torch.dtype, ...] | None = None
     channels_last: bool | None = None
     rates: tuple[int, int] | None = None
+    channels: tuple[int, int] | None = None
     why: str = ""
 
 
 TABLE: tuple[Rule, ...] = (
     Rule("segkern", "cpu", "depthwise", _FP16, why="7x to 30x torch"),
-    Rule("torch", "cpu", "depthwise", None, True, (1, 6), "oneDNN is 1.0x to 2.5x ours there"),
-    Rule("segkern", "cpu", "depthwise", why="1.3x to 1.7x at rate 6 in NCHW, 6x to 9x at rate 18"),
+    Rule("torch", "cpu", "depthwise", None, True, (1, 6), why="oneDNN is 0.5x to 2.5x ours there"),
+    Rule("segkern", "cpu", "depthwise", why="2x at rate 6 in NCHW, 7x to 17x at rate 18"),
     Rule("segkern", "cpu", "pointwise", _FULL, why="2.0x oneDNN at 2048 to 256 channels, 65x65"),
     Rule("segkern", "cpu", "pointwise", _FP16),
     Rule("torch", "cpu", "pointwise", why="bfloat16: oneDNN has bfloat16 products"),
     Rule("segkern", "cpu", "separable", _FULL, why="1.5x to 1.9x of the two one after the other"),
     Rule("segkern", "cpu", "separable", _FP16),
     Rule("torch", "cpu", "separable", why="bfloat16: the pointwise half is faster in oneDNN"),
-    Rule("torch_channels_last", "cpu", "dense", None, False, (12, 2**31), "1.3x to 2x of NCHW"),
+    Rule("torch_channels_last", "cpu", "dense", None, False, (12, 2**31), why="1.3x to 2x of NCHW"),
     Rule("torch", "cpu", "dense"),
-    Rule("torch", "cpu", "grouped"),
+    Rule(
+        "segkern", "cpu", "grouped", _FULL, False, channels=(1, 8), why="1.1x to 4x, backward too"
+    ),
+    Rule("torch", "cpu", "grouped", why="oneDNN is faster with more channels a group"),
     Rule("segkern", "cpu", "esp", why="1.5x to 2.6x of the composition"),
 )
 
 _overrides: dict[str, str] = {}
 
 
-def choose(kind: str, x: Tensor, dilation: list[int], channels_last: bool) -> str:
-    """The choice for a convolution of `kind` with input `x`."""
+def choose(
+    kind: str, x: Tensor, dilation: list[int], channels_last: bool, channels: int = 1
+) -> str:
+    """The choice for a convolution of `kind` with input `x`, `channels` of a group at most."""
     device = x.device.type
     forced = _overrides.get(kind)
     if forced is not None and (forced != "segkern" or has_kernel(device, kind)):
@@ -83,6 +93,7 @@ def choose(kind: str, x: Tensor, dilation: list[int], channels_last: bool) -> st
             and (rule.dtypes is None or x.dtype in rule.dtypes)
             and (rule.channels_last is None or rule.channels_last == channels_last)
             and (rule.rates is None or rule.rates[0] <= rate <= rule.rates[1])
+            and (rule.channels is None or rule.channels[0] <= channels <= rule.channels[1])
         ):
             return rule.choice
     return "torch"

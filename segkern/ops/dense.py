@@ -1,18 +1,18 @@
-"""The native dense convolution for CUDA: its fake kernels, autograd, and what it takes.
+"""The native dense convolution for CUDA, and what it takes.
 
 The public call is atrous_conv2d, which asks :func:`takes` first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from segkern import _load
-from segkern.ops._conv_autograd import register_convolution
-from segkern.ops._convolution import ACTIVATIONS, Epilogue, Window, conv_length, wants_grad
-
-_forward = torch.ops.segkern.dense_conv2d.default
+from segkern.ops._conv_autograd import call_convolution, register_convolution
+from segkern.ops._convolution import Epilogue, Window, wants_grad
 
 # csrc/atrous_conv/dense.h
 _MAX_TAPS = 256
@@ -42,45 +42,11 @@ def takes(x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue) -> bool
 def dense_conv2d(x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue) -> Tensor:
     """Checked arguments that the kernel takes; the result is channels-last."""
     _load.require_cuda("atrous_conv2d")
-    return _forward(
-        x,
-        weight,
-        epilogue.scale,
-        epilogue.shift,
-        epilogue.residual,
-        epilogue.slope,
-        *window,
-        ACTIVATIONS.index(epilogue.activation),
-    )
+    return call_convolution("dense_conv2d", x, weight, window, epilogue)
 
 
-@torch.library.register_fake("segkern::dense_conv2d")
-def _dense_fake(
-    input, weight, scale, shift, residual, slope, stride, padding, dilation, activation
-):
-    plane = [
-        conv_length(input.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i])
-        for i in range(2)
-    ]
-    torch._check(
-        plane[0] > 0 and plane[1] > 0,
-        lambda: "dense_conv2d: input must be large enough for its kernel",
-    )
-    return input.new_empty([input.shape[0], weight.shape[0], *plane]).contiguous(
-        memory_format=torch.channels_last
-    )
+def _empty_channels_last(like: Tensor, sizes: Sequence[int]) -> Tensor:
+    return like.new_empty(sizes).contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("segkern::_dense_conv2d_grad_input")
-def _grad_input_fake(grad, weight, input_h, input_w, stride, padding, dilation):
-    sizes = [grad.shape[0], weight.shape[1], input_h, input_w]
-    return grad.new_empty(sizes).contiguous(memory_format=torch.channels_last)
-
-
-@torch.library.register_fake("segkern::_dense_conv2d_grad_weight")
-def _grad_weight_fake(grad, input, kernel_h, kernel_w, stride, padding, dilation):
-    sizes = [grad.shape[1], input.shape[1], kernel_h, kernel_w]
-    return input.new_empty(sizes).contiguous(memory_format=torch.channels_last)
-
-
-register_convolution("dense_conv2d")
+register_convolution("dense_conv2d", _empty_channels_last, _empty_channels_last)

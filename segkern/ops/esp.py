@@ -9,7 +9,8 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from segkern import _load
-from segkern.ops import conv_table
+from segkern.ops import conv_table, grouped
+from segkern.ops._conv_autograd import epilogue_grads
 from segkern.ops._convolution import (
     ACTIVATIONS,
     Epilogue,
@@ -48,8 +49,9 @@ def esp_block(
 
     Branch k is a dilated convolution of the reduced map that keeps its size. With `hierarchical`
     sums the branches from the third on add the one before them; the first is never added. On the
-    CPU the reduced map and the branches are never in memory as a whole, unless autograd needs
-    them; see :mod:`segkern.ops.conv_table`, kind ``"esp"``.
+    CPU the reduced map and the branches are never in memory as a whole, and autograd keeps
+    neither: a backward pass makes the reduced map again. See :mod:`segkern.ops.conv_table`, kind
+    ``"esp"``.
 
     Args:
         x: (N, M, H, W), float64, float32, float16 or bfloat16.
@@ -69,8 +71,9 @@ def esp_block(
     Raises:
         ValueError, TypeError: an argument of the wrong form, dtype, device or size.
 
-    Deterministic on the CPU without autograd; with it as torch's convolution. Under autocast in
-    autocast's dtype. S. Mehta et al., arXiv:1803.06815, section 3.
+    Deterministic on the CPU for any number of threads, its backward for a given number; elsewhere
+    as torch's convolution. Under autocast in autocast's dtype. S. Mehta et al., arXiv:1803.06815,
+    section 3.
 
     Example:
         >>> import torch
@@ -128,12 +131,12 @@ def esp_block(
         activation,
         activation_weight,
     )
-    tensors = (x, reduce_weight, *weights, *epilogue.tensors())
     channels_last = suggest_memory_format(x) == torch.channels_last
     choice = conv_table.choose("esp", x, max(rates), channels_last)
-    if choice == "segkern" and not wants_grad(*tensors):
+    if choice == "segkern":
         return _native(x, reduce_weight, weights, rates, hierarchical, epilogue)
-    return _composed(x, reduce_weight, weights, rates, hierarchical, epilogue, wants_grad(*tensors))
+    training = wants_grad(x, reduce_weight, *weights, *epilogue.tensors())
+    return _composed(x, reduce_weight, weights, rates, hierarchical, epilogue, training)
 
 
 def _check_branches(
@@ -226,14 +229,98 @@ def _esp_fake(
     return empty_like_layout(input, [input.shape[0], channels, *input.shape[2:]])
 
 
-def _setup_nothing(ctx, inputs, output):
-    pass
-
-
-def _refuse(ctx, *grads):
-    raise RuntimeError(
-        "esp_pyramid: no gradient of the fused operator; call segkern.ops.esp_block, which has one"
+def _setup(ctx, inputs, output):
+    (
+        input,
+        reduce_weight,
+        weights,
+        ctx.rates,
+        residual,
+        scale,
+        shift,
+        slope,
+        ctx.hierarchical,
+        activation,
+    ) = inputs
+    ctx.activation = ACTIVATIONS[activation]
+    ctx.shift_dtype = None if shift is None else shift.dtype
+    ctx.needs_weights = [weight.requires_grad for weight in weights]
+    # What the sum before the norm is made from, where its gradient or PReLU's asks for it.
+    again = ctx.activation == "prelu" or ctx.needs_input_grad[5]
+    ctx.save_for_backward(
+        input,
+        reduce_weight,
+        residual if again else None,
+        scale,
+        shift if ctx.activation == "prelu" else None,
+        slope,
+        output if ctx.activation == "relu" else None,
+        *weights,
     )
 
 
-torch.library.register_autograd("segkern::esp_pyramid", _refuse, setup_context=_setup_nothing)
+def _backward(ctx, grad):
+    input, reduce_weight, residual, scale, shift, slope, output, *weights = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    merged = None
+    if ctx.activation == "prelu" or needs[5]:
+        merged = torch.ops.segkern.esp_pyramid.default(
+            input, reduce_weight, weights, ctx.rates, residual, None, None, None,
+            ctx.hierarchical, 0,
+        ).to(accumulator(input.dtype))
+    epilogue = Epilogue(scale, shift, None, ctx.activation, slope)
+    wanted = (needs[5], needs[6], False, needs[7])
+    found = epilogue_grads(grad, epilogue, output, merged, ctx.shift_dtype, wanted)
+    reduced = input if reduce_weight is None else torch.conv2d(input, reduce_weight)
+    parts = list(found.conv.split([weight.shape[0] for weight in weights], 1))
+    if ctx.hierarchical:
+        for k in range(len(parts) - 1, 1, -1):
+            parts[k - 1] = parts[k - 1] + parts[k]
+    total, of_weights = None, []
+    for k, weight in enumerate(weights):
+        rate = ctx.rates[2 * k : 2 * k + 2]
+        of_input, of_weight = _branch_grads(
+            parts[k], reduced, weight, rate, needs[0] or needs[1], ctx.needs_weights[k]
+        )
+        of_weights.append(of_weight)
+        if of_input is not None:
+            total = of_input if total is None else total + of_input
+    of_reduce = None
+    if reduce_weight is not None and total is not None:
+        total, of_reduce, _ = torch.ops.aten.convolution_backward(
+            total, input, reduce_weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
+            [needs[0], needs[1], False],
+        )
+    of_residual = found.conv if needs[4] else None
+    of_input = total if needs[0] else None
+    return (
+        of_input, of_reduce, of_weights, None, of_residual, found.scale, found.shift, found.slope,
+        None, None,
+    )
+
+
+def _branch_grads(
+    grad: Tensor, reduced: Tensor, weight: Tensor, rate: list[int], of_input: bool, of_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of the reduced map and the weight of one branch."""
+    padding = [rate[i] * (weight.shape[2 + i] // 2) for i in range(2)]
+    if not grouped.takes(reduced, weight, 1):
+        both = torch.ops.aten.convolution_backward(
+            grad, reduced, weight, None, [1, 1], padding, rate, False, [0, 0], 1,
+            [of_input, of_weight, False],
+        )
+        return both[0], both[1]
+    window = ([1, 1], padding, rate, 1)
+    grads: list[Tensor | None] = [None, None]
+    if of_input:
+        grads[0] = torch.ops.segkern._grouped_conv2d_grad_input.default(
+            grad, weight, *reduced.shape[2:], *window
+        )
+    if of_weight:
+        grads[1] = torch.ops.segkern._grouped_conv2d_grad_weight.default(
+            grad, reduced, *weight.shape[2:], *window
+        )
+    return grads[0], grads[1]
+
+
+torch.library.register_autograd("segkern::esp_pyramid", _backward, setup_context=_setup)

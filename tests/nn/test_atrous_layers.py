@@ -92,6 +92,28 @@ def test_conv_norm_act_forms():
         nn.ConvNormAct(3, 4, activation="gelu")
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.SeparableConv2d(8, 8),
+        lambda: nn.ASPP(8, (2,), 8),
+        lambda: nn.ASPP(8, (2,), 8, separable=True, image_pooling=False),
+        lambda: nn.ESPModule(8, 8, 2),
+        lambda: nn.ESPModule(8, 8, 2, stride=2),
+        lambda: nn.ShuffleNetUnit(8, 8, 2),
+    ],
+)
+def test_every_norm_is_looked_at(build):
+    """Whichever norm of a layer is broken."""
+    norms = [m for m in build().modules() if isinstance(m, tnn.BatchNorm2d)]
+    for k in range(len(norms)):
+        layer = build().eval()
+        broken = [m for m in layer.modules() if isinstance(m, tnn.BatchNorm2d)][k]
+        broken.running_mean[0] = float("inf")
+        with pytest.raises(ValueError, match="batch-norm statistics must be finite"):
+            layer(torch.zeros(2, 8, 5, 5))
+
+
 def test_statistics_that_are_not_finite():
     block = nn.ConvNormAct(3, 4).eval()
     block[1].running_var[1] = float("nan")
@@ -156,7 +178,8 @@ def test_aspp_parameters_and_one_image():
         assert parameters(nn.ASPP(2048)) == 15_535_104
         assert parameters(nn.ASPP(2048, separable=True)) == 3_019_776
     head = nn.ASPP(4, (2,), 3)
-    with pytest.raises(ValueError, match="ASPP: the image-pooling branch must see more than one"):
+    wanted = "ASPP: the image-pooling branch must see more than one .*, layer 'convs.2.2'"
+    with pytest.raises(ValueError, match=wanted):
         head(torch.zeros(1, 4, 5, 5))
     head.convs[-1].eval()
     assert head(torch.zeros(1, 4, 5, 5)).shape == (1, 3, 5, 5)
@@ -280,9 +303,18 @@ def test_convert_deeplab(given, count, device):
     assert nn.convert(model, **{k: v for k, v in given.items() if k != "fold"}) == []
 
 
-def test_convert_deeplab101_trains():
-    model = small_deeplab("deeplabv3_resnet101").train()
-    nn.convert(model)
+def test_convert_deeplab101():
+    """The same keys and outputs, and gradients to every parameter."""
+    model = small_deeplab("deeplabv3_resnet101")
+    keys, x = list(model.state_dict()), torch.randn(2, 3, 33, 41)
+    with torch.no_grad():
+        expected = model(x)
+        nn.convert(model)
+        result = model(x)
+    assert list(model.state_dict()) == keys and type(model.classifier[0]) is nn.ASPP
+    for key, value in expected.items():
+        assert (result[key] - value).abs().max() < 1e-4 * value.abs().max()
+    model.train()
     loss = sum(value.square().mean() for value in model(torch.randn(2, 3, 33, 33)).values())
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())

@@ -157,18 +157,6 @@ def test_opcheck(grad):
         assert set(results.values()) == {"SUCCESS"}, (name, results)
 
 
-def test_fused_operators_refuse_gradients():
-    x, square = leaf(1, 2, 4, 4), leaf(2, 2, 1, 1)
-    window = ([1, 1], [0, 0], [1, 1])
-    none = (None,) * 4
-    y = RAW.separable_conv2d(x, *none, square, *none, *window, 0, 0)
-    with pytest.raises(RuntimeError, match="separable_conv2d: no gradient of the fused"):
-        y.sum().backward()
-    y = RAW.esp_pyramid(x, None, [square], [1, 1], *none, True, 0)
-    with pytest.raises(RuntimeError, match="esp_pyramid: no gradient of the fused"):
-        y.sum().backward()
-
-
 class AllOperators(torch.nn.Module):
     """Every operator once."""
 

@@ -115,6 +115,19 @@ RAW_ERRORS = [
     (lambda: RAW._depthwise_conv2d_grad_input(X, TAPS, 9, 9, *WINDOW), "grad must be (1, 4, 7, 7)"),
     (lambda: RAW._depthwise_conv2d_grad_weight(X, X, 3, 3, *WINDOW), "grad must be (1, 4, 6, 6)"),
     (
+        lambda: RAW.grouped_conv2d(X, W, *NONE, *WINDOW, 2, 0),
+        "weight must be (C_out, C_in / groups, kh, kw) for 4 input channels and groups 2",
+    ),
+    (lambda: RAW.grouped_conv2d(X, W, *NONE, *WINDOW, 0, 0), "channels and groups 0"),
+    (
+        lambda: RAW._grouped_conv2d_grad_input(X[:, :3], W, 8, 8, *WINDOW, 1),
+        "weight must be (C_out, C_in / groups, kh, kw) for 3 output channels",
+    ),
+    (
+        lambda: RAW._grouped_conv2d_grad_weight(X, X, 3, 3, *WINDOW, 3),
+        "groups must divide the channels of input and grad, got 3",
+    ),
+    (
         lambda: RAW.separable_conv2d(X, None, *NONE[:3], W, *NONE, *WINDOW, 0, 0),
         "weight must be (4, 4, 1, 1), got (4, 4, 3, 3)",
     ),
@@ -149,7 +162,7 @@ def test_every_rule_can_be_reached():
         if rule.choice == "segkern":
             assert conv_table.has_kernel(rule.device, rule.kind)
         for earlier in conv_table.TABLE[:k]:
-            assert earlier[1:6] != rule[1:6]
+            assert earlier[1:7] != rule[1:7]
 
 
 def test_cuda_kernels_are_not_the_default_yet():
@@ -159,9 +172,9 @@ def test_cuda_kernels_are_not_the_default_yet():
 
 
 def test_rows():
-    def choose(kind, dtype, rate, channels_last):
+    def choose(kind, dtype, rate, channels_last, channels=1):
         x = torch.zeros(1, 1, 1, 1, dtype=dtype)
-        return conv_table.choose(kind, x, [1, rate], channels_last)
+        return conv_table.choose(kind, x, [1, rate], channels_last, channels)
 
     for layout in (False, True):
         assert choose("depthwise", torch.float32, 18, layout) == "segkern"
@@ -174,6 +187,9 @@ def test_rows():
     assert choose("dense", torch.float32, 18, False) == "torch_channels_last"
     assert choose("dense", torch.float32, 18, True) == "torch"
     assert choose("dense", torch.float32, 6, False) == "torch"
+    assert choose("grouped", torch.float32, 6, False, 8) == "segkern"
+    assert choose("grouped", torch.float32, 6, False, 9) == "torch"
+    assert choose("grouped", torch.float32, 6, True, 4) == "torch"
 
 
 def test_override():
