@@ -62,9 +62,9 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "Tensor? residual, Tensor? scale, Tensor? shift, Tensor? slope, bool hierarchical, "
       "int activation) -> Tensor");
 
-  // Boxes on feature maps, see segkern/ops/roi_align.py and segkern/ops/roi_upsample.py. level_sizes:
-  // limits between levels; sizes: N, C, then H and W of each level; mode: RoiWeights in
-  // csrc/roi/roi.h.
+  // Boxes on feature maps, see segkern/ops/roi_align.py and segkern/ops/roi_upsample.py.
+  // level_sizes: limits between levels; sizes: N, C, then H and W of each level; mode and
+  // reduction: RoiWeights in csrc/roi/roi.h and RoiReduction in csrc/roi/roi_ops.h.
   m.def(
       "roi_align(Tensor[] inputs, Tensor rois, SymInt output_h, SymInt output_w, "
       "float[] spatial_scales, float[] level_sizes, int sampling_ratio, bool aligned) -> Tensor");
@@ -73,11 +73,12 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "float[] level_sizes, int sampling_ratio, bool aligned, bool channels_last) -> Tensor[]");
   m.def(
       "roi_upsample(Tensor input, Tensor rois, SymInt batch, SymInt height, SymInt width, "
-      "float spatial_scale, int mode, bool mean, int sampling_ratio, bool aligned) "
+      "float spatial_scale, int mode, int reduction, int sampling_ratio, bool aligned) "
       "-> (Tensor, Tensor)");
   m.def(
-      "_roi_upsample_backward(Tensor grad, Tensor rois, SymInt bins_h, SymInt bins_w, "
-      "float spatial_scale, int mode, int sampling_ratio, bool aligned) -> Tensor");
+      "_roi_upsample_backward(Tensor grad, Tensor rois, Tensor? chosen, SymInt bins_h, "
+      "SymInt bins_w, float spatial_scale, int mode, int sampling_ratio, bool aligned) "
+      "-> Tensor");
 
   // Permutohedral lattices: six tensors, see segkern/ops/permutohedral.py.
   m.def(

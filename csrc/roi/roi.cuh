@@ -63,8 +63,8 @@ __device__ void fill_table(const RoiAxis<T>& axis, int first, int bins, int roun
 // A thread owns one bin and channel at a time; threads next to each other own neighbours in memory.
 // A block makes its bins' weights once, in shared memory, for all its channels. Read: about the
 // pixels of a bin plus one row and column, from caches but for the first time; written once.
-// Bound by the loads.
-template <typename scalar_t, bool kLast>
+// Bound by the loads. kChosen: only the elements that are the box's.
+template <typename scalar_t, bool kLast, bool kChosen>
 __global__ void __launch_bounds__(kBlockThreads, 2) roi_read_kernel(RoiParams p) {
   using T = decltype(widen(scalar_t{}));
   __shared__ ReadTable<T> down, across;
@@ -97,9 +97,10 @@ __global__ void __launch_bounds__(kBlockThreads, 2) roi_read_kernel(RoiParams p)
   const int64_t plane = level.height * level.width;
   const int64_t pixel_stride = kLast ? p.channels : 1, channel_stride = kLast ? 1 : plane;
   const int64_t row_stride = level.width * pixel_stride;
-  const scalar_t* map = static_cast<const scalar_t*>(level.data) +
-                        (box.image < 0 ? 0 : box.image) * p.channels * plane +
-                        first_c * channel_stride;
+  const int64_t start =
+      (box.image < 0 ? 0 : box.image) * p.channels * plane + first_c * channel_stride;
+  const scalar_t* map = static_cast<const scalar_t*>(level.data) + start;
+  const int32_t* owners = kChosen ? p.chosen + start : nullptr;
   scalar_t* bins = static_cast<scalar_t*>(p.bins) + roi * p.channels * p.bin_count();
   const int items = rows * columns * channels;
   for (int base = 0; base < items; base += kBlockThreads) {
@@ -128,10 +129,15 @@ __global__ void __launch_bounds__(kBlockThreads, 2) roi_read_kernel(RoiParams p)
       }
       if (item < items && box.image >= 0) {
         for (int a = 0; a < down.count[i]; ++a) {
-          const scalar_t* row = from + down.pixel[i][a] * row_stride;
+          const int64_t at = down.pixel[i][a] * row_stride;
+          const scalar_t* row = from + at;
+          const int32_t* row_owners = kChosen ? owners + c * channel_stride + at : nullptr;
           T part = T(0);
           for (int b = 0; b < across.count[j]; ++b) {
-            part += across.weight[j][b] * widen(row[across.pixel[j][b] * pixel_stride]);
+            const int64_t column = across.pixel[j][b] * pixel_stride;
+            if (!kChosen || row_owners[column] == roi) {
+              part += across.weight[j][b] * widen(row[column]);
+            }
           }
           sum += down.weight[i][a] * part;
         }
@@ -166,9 +172,10 @@ __device__ bool touches(const RoiParams& p, const RoiBox<T>& box, int64_t level,
 // that. A block finds the boxes over its tile, 256 at a time and in their order, makes each one's
 // weights at its 8 rows and columns and adds what the box writes: no atomics, one order of sums.
 // Boxes are read by every tile (20 bytes each), bins by the tiles they touch; the map is written
-// once. Bound by the loads of bins.
-template <typename scalar_t, bool kLast>
-__global__ void __launch_bounds__(kBlockThreads) roi_write_kernel(RoiParams p, int64_t level) {
+// once. Bound by the loads of bins. kMax: sums are of one box, and the largest stays.
+template <typename scalar_t, bool kLast, bool kMax>
+__global__ void __launch_bounds__(kBlockThreads, kMax ? 1 : 0)
+    roi_write_kernel(RoiParams p, int64_t level) {
   using T = decltype(widen(scalar_t{}));
   // Of rows, of columns: weights of the bins at a pixel, and which of them are not 0.
   __shared__ T weights[2][kTileSide][kWriteBins];
@@ -192,6 +199,13 @@ __global__ void __launch_bounds__(kBlockThreads) roi_write_kernel(RoiParams p, i
   const int64_t c = first_c + (kLast ? lane : thread / 64 * 8);
   const int64_t bin_stride = kLast ? p.channels : 1, channel_stride = kLast ? 1 : p.bin_count();
   T sums[8] = {};
+  constexpr int kKept = kMax ? 8 : 1;
+  T largest[kKept] = {};
+  int32_t chosen[kKept];
+#pragma unroll
+  for (int k = 0; k < kKept; ++k) {
+    chosen[k] = -1;
+  }
 
   for (int64_t base = 0; base < p.rois; base += kBlockThreads) {
     const int64_t candidate = base + thread;
@@ -215,6 +229,9 @@ __global__ void __launch_bounds__(kBlockThreads) roi_write_kernel(RoiParams p, i
       const int64_t roi = base + list[n];
       const scalar_t* from =
           static_cast<const scalar_t*>(p.bins) + roi * p.channels * p.bin_count();
+      // kMax: whether the box has a weight at the row, and at which of the columns.
+      bool at_row = false;
+      unsigned at_columns = 0;
       for (int64_t p0 = 0; p0 < p.bins_h; p0 += kWriteBins) {
         for (int64_t q0 = 0; q0 < p.bins_w; q0 += kWriteBins) {
           const RoiBox<T> box(p, roi);
@@ -235,6 +252,11 @@ __global__ void __launch_bounds__(kBlockThreads) roi_write_kernel(RoiParams p, i
           unsigned across = kLast ? 0u : bins[1][j];
           for (int k = 0; kLast && k < kTileSide; ++k) {
             across |= bins[1][k];
+            at_columns |= kMax && bins[1][k] != 0 ? 1u << k : 0u;
+          }
+          if (kMax) {
+            at_row = at_row || bins[0][i] != 0;
+            at_columns |= !kLast && across != 0 ? 0xffu : 0u;
           }
           if (c < p.channels) {
             for (unsigned rows = bins[0][i]; rows != 0; rows &= rows - 1) {
@@ -264,6 +286,17 @@ __global__ void __launch_bounds__(kBlockThreads) roi_write_kernel(RoiParams p, i
           __syncthreads();  // the tables were read
         }
       }
+      if constexpr (kMax) {
+#pragma unroll
+        for (int k = 0; k < 8; ++k) {
+          const bool covered = at_row && (at_columns >> k & 1u) != 0;
+          if (covered && replaces_largest(sums[k], largest[k], chosen[k])) {
+            largest[k] = sums[k];
+            chosen[k] = static_cast<int32_t>(roi);
+          }
+          sums[k] = T(0);
+        }
+      }
     }
     __syncthreads();  // the list was read
   }
@@ -275,14 +308,17 @@ __global__ void __launch_bounds__(kBlockThreads) roi_write_kernel(RoiParams p, i
     const int64_t x = left + (kLast ? k : j), channel = c + (kLast ? 0 : k);
     if (y < height && x < width && channel < p.channels) {
       const int64_t pixel = y * width + x;
-      T sum = sums[k];
-      if (p.coverage) {
+      T sum = kMax ? largest[kMax ? k : 0] : sums[k];
+      if (!kMax && p.coverage) {
         const int32_t count = p.coverage[image * plane + pixel];
         sum = count > 1 ? sum / static_cast<T>(count) : sum;
       }
       const int64_t at = kLast ? (image * plane + pixel) * p.channels + channel
                                : (image * p.channels + channel) * plane + pixel;
       map[at] = Narrow<scalar_t>::from(sum);
+      if (kMax) {
+        p.chosen[at] = chosen[kMax ? k : 0];
+      }
     }
   }
 }

@@ -55,6 +55,10 @@ struct RoiParams {
   void* bins;         // (rois, channels, bins_h, bins_w)
   int32_t* coverage;  // write, or null: (images, height, width) boxes with a weight at a pixel, by
                       // which sums are divided; first filled by the coverage kernel
+  // Write, or null: a pixel is the largest of what the boxes with a weight at it write (the first
+  // of equals, a NaN before all), and this, of the map's shape and layout, tells which box that
+  // was, -1 for none. Read, or null: a box reads only the elements that say it here.
+  int32_t* chosen;
 
   SEGKERN_HOST_DEVICE int64_t bin_count() const { return bins_h * bins_w; }
 };

@@ -123,6 +123,7 @@ struct RoiAxis {
   }
 
   // Pixels low ... high hold all that bins first ... last touch; low > high where there are none.
+  // The window of some bins lies within that of more: the margin is one for all bins.
   SEGKERN_HOST_DEVICE void window(int32_t first, int32_t last, int32_t* low, int32_t* high) const {
     *low = 0;
     *high = -1;
@@ -135,7 +136,7 @@ struct RoiAxis {
       from -= T(0.5) * bin + T(0.5);
       to += T(0.5) * bin - T(0.5);
     }
-    const T margin = T(1e-6) * (std::fabs(from) + std::fabs(to) + std::fabs(start) + T(1));
+    const T margin = T(1e-6) * (T(3) * std::fabs(start) + T(2) * std::fabs(length) + T(1));
     const T least = (from < to ? from : to) - margin, most = (from < to ? to : from) + margin;
     if (most < T(-1) || least > static_cast<T>(size)) {
       return;
@@ -184,6 +185,13 @@ struct RoiAxis {
     return norm && own != T(0) ? own / total : own;
   }
 };
+
+// Whether a box's value takes the place of the largest so far: the first of equals stays, the first
+// NaN is larger than all. `chosen` is -1 where there is none yet.
+template <typename T>
+SEGKERN_HOST_DEVICE bool replaces_largest(T value, T largest, int32_t chosen) {
+  return chosen < 0 || value > largest || (value != value && largest == largest);
+}
 
 // What a row of the boxes says.
 template <typename T>

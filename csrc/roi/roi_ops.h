@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
+#include <optional>
 #include <tuple>
 
 #include "roi_args.h"
@@ -99,12 +101,20 @@ inline RoiWeights upsample_weights(const char* op, int64_t mode) {
   return static_cast<RoiWeights>(mode);
 }
 
-// The map, and the boxes at each pixel of it, empty for a sum.
+// How boxes over one pixel come together.
+enum class RoiReduction : int64_t { kSum, kMean, kMax };
+constexpr int64_t kRoiReductions = 3;
+
+// The map and, int32: empty for a sum; for a mean (N, 1, H, W), how many boxes a pixel has; for a
+// maximum, of the map's shape and layout, which box an element is of, -1 for none.
 template <typename Device>
 std::tuple<Tensor, Tensor> roi_upsample(const Tensor& input, const Tensor& rois, int64_t batch,
                                         int64_t height, int64_t width, double scale, int64_t mode,
-                                        bool mean, int64_t sampling_ratio, bool aligned) {
+                                        int64_t reduction, int64_t sampling_ratio,
+                                        bool aligned) {
   constexpr const char* op = "roi_upsample";
+  SEGKERN_CHECK(reduction >= 0 && reduction < kRoiReductions, op,
+                ": reduction must be one of RoiReduction, got ", reduction);
   SEGKERN_CHECK(input.dim() == 4 && rois.dim() == 2 && input.size(0) == rois.size(0), op,
                 ": input must be (K, C, H, W) for the K of rois, got ",
                 shape_string(sizes_of(input)));
@@ -120,27 +130,38 @@ std::tuple<Tensor, Tensor> roi_upsample(const Tensor& input, const Tensor& rois,
   const Tensor dense = as_layout(input, p.channels_last), boxes = as_layout(rois, false);
   Tensor out = empty_in_layout({batch, p.channels, height, width}, input.scalar_type(), input,
                                p.channels_last);
-  Tensor coverage = empty_in_layout(mean ? IntList{batch, 1, height, width} : IntList{0},
-                                    ScalarType::Int, input, false);
+  const auto how = static_cast<RoiReduction>(reduction);
+  const bool mean = how == RoiReduction::kMean, largest = how == RoiReduction::kMax;
+  SEGKERN_CHECK(!largest || p.rois <= std::numeric_limits<int32_t>::max(), op,
+                ": rois must be fewer than 2^31, got ", p.rois);
+  Tensor notes = empty_in_layout(mean      ? IntList{batch, 1, height, width}
+                                 : largest ? IntList{batch, p.channels, height, width}
+                                           : IntList{0},
+                                 ScalarType::Int, input, largest && p.channels_last);
   p.level[0] = {out.data_ptr(), height, width, scale};
   p.boxes = boxes.data_ptr();
   p.bins = dense.data_ptr();
-  p.coverage = mean ? static_cast<int32_t*>(coverage.data_ptr()) : nullptr;
+  p.coverage = mean ? static_cast<int32_t*>(notes.data_ptr()) : nullptr;
+  p.chosen = largest ? static_cast<int32_t*>(notes.data_ptr()) : nullptr;
   check_maps(op, p);
   if (out.numel() > 0) {
     device.write(p);
   }
-  return {out, coverage};
+  return {out, notes};
 }
 
-// grad: of the sums over boxes.
+// grad: of the sums over boxes, or with `chosen` of the largest.
 template <typename Device>
-Tensor roi_upsample_backward(const Tensor& grad, const Tensor& rois, int64_t bins_h,
-                             int64_t bins_w, double scale, int64_t mode, int64_t sampling_ratio,
-                             bool aligned) {
+Tensor roi_upsample_backward(const Tensor& grad, const Tensor& rois,
+                             const std::optional<Tensor>& chosen, int64_t bins_h, int64_t bins_w,
+                             double scale, int64_t mode, int64_t sampling_ratio, bool aligned) {
   constexpr const char* op = "_roi_upsample_backward";
   SEGKERN_CHECK(grad.dim() == 4, op, ": grad must be (N, C, H, W), got ",
                 shape_string(sizes_of(grad)));
+  SEGKERN_CHECK(!chosen || (sizes_of(*chosen) == sizes_of(grad) &&
+                            chosen->scalar_type() == ScalarType::Int &&
+                            chosen->device() == grad.device()),
+                op, ": chosen must be int32 of the shape and on the device of grad");
   const Device device(grad);
   RoiParams p = check_boxes(op, grad, rois, bins_h, bins_w, sampling_ratio);
   p.weights = upsample_weights(op, mode);
@@ -151,6 +172,11 @@ Tensor roi_upsample_backward(const Tensor& grad, const Tensor& rois, int64_t bin
   const Tensor dense = as_layout(grad, p.channels_last), boxes = as_layout(rois, false);
   Tensor out = empty_in_layout({p.rois, p.channels, bins_h, bins_w}, grad.scalar_type(), grad,
                                p.channels_last);
+  std::optional<Tensor> owners;
+  if (chosen) {
+    owners = as_layout(*chosen, p.channels_last);
+    p.chosen = static_cast<int32_t*>(owners->data_ptr());
+  }
   p.level[0] = {dense.data_ptr(), grad.size(2), grad.size(3), scale};
   p.boxes = boxes.data_ptr();
   p.bins = out.data_ptr();

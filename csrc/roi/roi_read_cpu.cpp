@@ -38,6 +38,7 @@ class BoxReader {
   void run(int64_t roi) {
     const RoiBox<T> box(p_, roi);
     const RoiTable<T> down(box.rows(p_)), across(box.columns(p_));
+    roi_ = roi;
     down_high_ = down.high;
     const bool empty = box.image < 0 || down.pixels.empty() || across.pixels.empty();
     for (int64_t first = 0; first < p_.channels; first += kRoiChannels) {
@@ -137,7 +138,7 @@ class BoxReader {
       return map.copy + pixel * p_.channels + first;
     }
     if constexpr (std::is_same_v<S, T>) {
-      if (p_.channels_last) {
+      if (p_.channels_last && !p_.chosen) {
         return map.elements + pixel * p_.channels + first;
       }
     }
@@ -151,7 +152,27 @@ class BoxReader {
       const int64_t at = (box.image * p_.channels + first) * plane + y * level.width + across.low;
       gather_pixels(map.elements + at, plane, false, count, channels, staged_.data(), scratch_);
     }
+    if (p_.chosen) {
+      leave_out_others(box, y, across.low, count, first, channels);
+    }
     return staged_.data();
+  }
+
+  // Clears the staged elements that are not this box's.
+  void leave_out_others(const RoiBox<T>& box, int64_t y, int64_t x, int64_t count, int64_t first,
+                        int64_t channels) {
+    const RoiLevel& level = p_.level[box.level];
+    const int64_t plane = level.height * level.width, pixel = y * level.width + x;
+    const int64_t pixel_stride = p_.channels_last ? p_.channels : 1;
+    const int64_t channel_stride = p_.channels_last ? 1 : plane;
+    const int32_t* owners =
+        p_.chosen + box.image * p_.channels * plane + pixel * pixel_stride + first * channel_stride;
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t c = 0; c < channels; ++c) {
+        T& element = staged_[i * channels + c];
+        element = owners[i * pixel_stride + c * channel_stride] == roi_ ? element : T(0);
+      }
+    }
   }
 
   const RoiParams& p_;
@@ -159,7 +180,7 @@ class BoxReader {
   const RoiRows<T>& rows_;
   std::vector<T> across_, bins_, staged_, scratch_;
   std::vector<const T*> taps_;
-  int64_t slot_row_[kSlots];
+  int64_t roi_ = 0, slot_row_[kSlots];
   int next_ = 0;
   int64_t down_high_ = -1;  // last row of the map that the box reads
 };
@@ -242,7 +263,7 @@ void read_all(const RoiParams& p) {
     const int64_t pixels = p.images * p.level[k].height * p.level[k].width;
     maps[k].elements = static_cast<const S*>(p.level[k].data);
     // A plane layout is turned as a whole where boxes read most of it, else row by row.
-    if (!p.channels_last && p.channels > 1 && 2 * read[k] >= pixels) {
+    if (!p.channels_last && !p.chosen && p.channels > 1 && 2 * read[k] >= pixels) {
       copies.emplace_back(new T[pixels * p.channels]);
       copy_channels_last<S>(p, p.level[k], copies.back().get());
       maps[k].copy = copies.back().get();

@@ -23,6 +23,16 @@ struct BoxWeights {
       : roi(n), image(box.image), level(box.level), down(box.rows(p)), across(box.columns(p)) {}
 };
 
+// Which of the pixels table.low ... table.high have a weight.
+template <typename T>
+std::vector<char> covered_pixels(const RoiTable<T>& table) {
+  std::vector<char> covered(table.high - table.low + 1, 0);
+  for (const int32_t i : table.pixels) {
+    covered[i - table.low] = 1;
+  }
+  return covered;
+}
+
 template <typename S>
 class Band {
  public:
@@ -34,6 +44,8 @@ class Band {
         width_(p.level[level].width),
         rows_(roi_rows(T{})),
         sums_(kBandRows * width_ * kRoiChannels),
+        largest_(p.chosen ? sums_.size() : 0),
+        chosen_(largest_.size()),
         across_(width_ * kRoiChannels),
         bins_(p.bins_w * kRoiChannels) {}
 
@@ -44,10 +56,21 @@ class Band {
     const int64_t channels = std::min(kRoiChannels, p_.channels - first);
     const int64_t pixels = (bottom - top + 1) * width_;
     std::fill_n(sums_.begin(), pixels * channels, T(0));
+    if (p_.chosen) {
+      std::fill_n(largest_.begin(), pixels * channels, T(0));
+      std::fill_n(chosen_.begin(), pixels * channels, -1);
+    }
     for (const BoxWeights<T>* box : boxes) {
       if (box->image == image && box->down.low <= bottom && box->down.high >= top) {
         add(*box, top, bottom, first, channels);
+        if (p_.chosen) {
+          keep_largest(*box, top, bottom, channels);
+        }
       }
+    }
+    if (p_.chosen) {
+      sums_.swap(largest_);
+      store_chosen(image, top, pixels, first, channels);
     }
     const int64_t plane = map.height * width_;
     if (p_.coverage) {
@@ -88,6 +111,40 @@ class Band {
     }
   }
 
+  // Takes what `add` made of a box into the largest so far, and clears it.
+  void keep_largest(const BoxWeights<T>& box, int64_t top, int64_t bottom, int64_t channels) {
+    const std::vector<char> rows = covered_pixels(box.down), columns = covered_pixels(box.across);
+    const auto roi = static_cast<int32_t>(box.roi);
+    const int64_t from = std::max<int64_t>(top, box.down.low);
+    const int64_t to = std::min<int64_t>(bottom, box.down.high);
+    for (int64_t y = from; y <= to; ++y) {
+      for (int64_t x = box.across.low; rows[y - box.down.low] && x <= box.across.high; ++x) {
+        const int64_t at = ((y - top) * width_ + x) * channels;
+        for (int64_t c = at; columns[x - box.across.low] && c < at + channels; ++c) {
+          if (replaces_largest(sums_[c], largest_[c], chosen_[c])) {
+            largest_[c] = sums_[c];
+            chosen_[c] = roi;
+          }
+          sums_[c] = T(0);
+        }
+      }
+    }
+  }
+
+  void store_chosen(int64_t image, int64_t top, int64_t pixels, int64_t first,
+                    int64_t channels) const {
+    const int64_t plane = p_.level[level_].height * width_;
+    const int64_t pixel_stride = p_.channels_last ? p_.channels : 1;
+    const int64_t channel_stride = p_.channels_last ? 1 : plane;
+    int32_t* out = p_.chosen + image * p_.channels * plane + top * width_ * pixel_stride +
+                   first * channel_stride;
+    for (int64_t i = 0; i < pixels; ++i) {
+      for (int64_t c = 0; c < channels; ++c) {
+        out[i * pixel_stride + c * channel_stride] = chosen_[i * channels + c];
+      }
+    }
+  }
+
   // Row p of the box's bins as the row of pixels that it writes.
   void spread(const BoxWeights<T>& box, int64_t p, int64_t first, int64_t channels, int64_t n) {
     std::fill_n(across_.begin(), n, T(0));
@@ -110,7 +167,9 @@ class Band {
   const RoiParams& p_;
   int64_t level_, width_;
   const RoiRows<T>& rows_;
-  std::vector<T> sums_, across_, bins_, scratch_;
+  std::vector<T> sums_, largest_;
+  std::vector<int32_t> chosen_;  // the boxes of largest_, -1 for none
+  std::vector<T> across_, bins_, scratch_;
 };
 
 template <typename T>
@@ -118,18 +177,12 @@ void count_coverage(const RoiParams& p, const std::vector<const BoxWeights<T>*>&
   const RoiLevel& map = p.level[0];
   std::fill_n(p.coverage, p.images * map.height * map.width, 0);
   for (const BoxWeights<T>* box : boxes) {
-    std::vector<bool> columns(map.width);
-    for (const int32_t x : box->across.pixels) {
-      columns[x] = true;
-    }
-    std::vector<bool> rows(map.height);
-    for (const int32_t y : box->down.pixels) {
-      rows[y] = true;
-    }
-    for (int64_t y = box->down.low; y <= box->down.high; ++y) {
+    const std::vector<char> rows = covered_pixels(box->down), columns = covered_pixels(box->across);
+    const int64_t top = box->down.low, left = box->across.low;
+    for (int64_t y = top; y <= box->down.high; ++y) {
       int32_t* counts = p.coverage + (box->image * map.height + y) * map.width;
-      for (int64_t x = box->across.low; rows[y] && x <= box->across.high; ++x) {
-        counts[x] += columns[x] ? 1 : 0;
+      for (int64_t x = left; rows[y - top] && x <= box->across.high; ++x) {
+        counts[x] += columns[x - left];
       }
     }
   }

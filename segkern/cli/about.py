@@ -43,6 +43,7 @@ def models(
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         columns = {"name": "left", "parameters": "right", "classes": "right"}
         if console.width >= 110:
+            columns["task"] = "left"
             columns["reported result"] = "left"
         if any(get_weights(name) for name in names):
             columns["weights"] = "left"
@@ -56,6 +57,7 @@ def models(
                 "name": name,
                 "parameters": f"{entry.parameters:,}",
                 "classes": str(entry.num_classes),
+                "task": entry.task,
                 "reported result": "" if reported is None else f"{reported[0]} {reported[1]:g}",
                 "weights": ", ".join(get_weights(name)),
                 "paper": _short(entry.paper),
@@ -66,6 +68,7 @@ def models(
         return
     entry = get_entry(names[0])
     facts = Table.grid(padding=(0, 2))
+    facts.add_row("task", entry.task)
     facts.add_row("parameters", f"{entry.parameters:,} at {entry.num_classes} classes")
     facts.add_row("paper", entry.paper)
     for what, value in entry.reported.items():

@@ -20,43 +20,30 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def evaluation_table(result: dict[str, Any]) -> None:
-    """Print the figures and the per-class table of `segkern.engine.evaluate.evaluate`."""
+    """Print the figures and tables of `segkern.engine.evaluate.evaluate`."""
+    from segkern.engine.tasks import task_of
+
     console = Console()
+    report = task_of(result["model"]).terminal(result)
     size = "x".join(map(str, result["size"])) if result["size"] else "as stored"
     console.print(
         f"{result['model']} from {result['checkpoint']} on {result['data']}, {result['split']}: "
         f"{result['images']} images, {size}"
     )
-    table = Table()
-    table.add_column("class")
-    table.add_column("IoU", justify="right")
-    table.add_column("accuracy", justify="right")
-    for row in result["per_class"]:
-        table.add_row(row["name"], percent(row["iou"]), percent(row["accuracy"]))
-    console.print(table)
-    summary = Table.grid(padding=(0, 2))
-    for title, key in FIGURES.items():
-        if key in result:
-            summary.add_row(title, percent(result[key]))
-    console.print(summary)
-    if result["crf"] is not None:
-        console.print(
-            "refined by a dense CRF: "
-            + ", ".join(f"{name} {value}" for name, value in result["crf"].items())
-        )
-    console.print(
-        f"ignore label {result['ignore_label']}; absent classes: {result['absent_classes']} "
-        f"({result['absent_rule']})"
-    )
-
-
-FIGURES = {
-    "mIoU": "miou",
-    "pixel accuracy": "pixel_accuracy",
-    "mean accuracy": "mean_accuracy",
-    "frequency-weighted IoU": "fw_iou",
-    "boundary F1": "boundary_f1",
-}
+    for columns, rows in report.tables:
+        table = Table()
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="right" if number and column else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    if report.figures:
+        summary = Table.grid(padding=(0, 2))
+        for title, value in report.figures:
+            summary.add_row(title, percent(value))
+        console.print(summary)
+    for line in report.lines:
+        console.print(line)
 
 
 def percent(value: float | None) -> str:

@@ -32,7 +32,9 @@ def train(
             "--data",
             panel=_RUN,
             metavar="D",
-            help="synthetic[:HxW] (default), camvid:DIR, voc:DIR, cityscapes:DIR or folder:DIR.",
+            help="synthetic[:HxW] (default), camvid:DIR, voc:DIR, cityscapes:DIR or folder:DIR; "
+            "for instances synthetic-instances[:HxW] (default), coco:DIR or voc-instances:DIR; "
+            "panoptic synthetic-panoptic[:HxW] (default) or coco-panoptic:DIR.",
         ),
     ] = None,
     output: Annotated[
@@ -104,7 +106,8 @@ def train(
         int | None, _option("--batch-size", panel=_RECIPE, help="Images a step, over all devices.")
     ] = None,
     optimizer: Annotated[
-        str | None, _option("--optimizer", panel=_RECIPE, metavar="NAME", help="sgd, adam or rmsprop.")
+        str | None,
+        _option("--optimizer", panel=_RECIPE, metavar="NAME", help="sgd, adam or rmsprop."),
     ] = None,
     lr: Annotated[float | None, _option("--lr", panel=_RECIPE, help="Learning rate.")] = None,
     momentum: Annotated[float | None, _option("--momentum", panel=_RECIPE, help="Of SGD.")] = None,
@@ -113,17 +116,45 @@ def train(
     ] = None,
     schedule: Annotated[
         str | None,
-        _option("--schedule", panel=_RECIPE, metavar="NAME", help="constant, step or poly."),
+        _option(
+            "--schedule", panel=_RECIPE, metavar="NAME", help="constant, step, multistep or poly."
+        ),
     ] = None,
     step_size: Annotated[
         int | None,
         _option("--step-size", panel=_RECIPE, help="Iterations between two steps of 'step'."),
     ] = None,
+    milestones: Annotated[
+        str | None,
+        _option(
+            "--milestones",
+            panel=_RECIPE,
+            metavar="F,F,...",
+            help="Steps of 'multistep' as fractions of the run, as 0.67,0.92.",
+        ),
+    ] = None,
     gamma: Annotated[
-        float | None, _option("--gamma", panel=_RECIPE, help="Factor of 'step'.")
+        float | None, _option("--gamma", panel=_RECIPE, help="Factor of 'step' and 'multistep'.")
     ] = None,
     power: Annotated[
         float | None, _option("--power", panel=_RECIPE, help="Exponent of 'poly'.")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None,
+        _option("--warmup-steps", panel=_RECIPE, help="Iterations over which the rate rises."),
+    ] = None,
+    warmup_factor: Annotated[
+        float | None,
+        _option("--warmup-factor", panel=_RECIPE, help="Factor on the rate at the first of them."),
+    ] = None,
+    clip_norm: Annotated[
+        str | None,
+        _option(
+            "--clip-norm",
+            panel=_RECIPE,
+            metavar="NORM|none",
+            help="Scale gradients down to at most this L2 norm of all together.",
+        ),
     ] = None,
     class_weights: Annotated[
         str | None,
@@ -229,6 +260,23 @@ def train(
             help="Elastic deformation: standard deviation of its displacements.",
         ),
     ] = None,
+    jitter: Annotated[
+        str | None,
+        _option(
+            "--jitter",
+            panel=_RECIPE,
+            metavar="LOW,HIGH|none",
+            help="Large-scale jitter of images with instances, as 0.1,2.",
+        ),
+    ] = None,
+    aspect_groups: Annotated[
+        bool | None,
+        _option(
+            "--aspect-groups/--no-aspect-groups",
+            panel=_RECIPE,
+            help="Batches of upright or of other images only, for instances.",
+        ),
+    ] = None,
     head_lr_mult: Annotated[
         float | None,
         _option("--head-lr-mult", panel=_RECIPE, help="Factor on the rate of the last layers."),
@@ -288,7 +336,7 @@ def train(
             "--crf",
             panel=_NETWORK,
             help="End the network with a CRF-as-RNN; for its options "
-            "--option 'crf={\"kernel_weights\": \"vector\"}'.",
+            '--option \'crf={"kernel_weights": "vector"}\'.',
         ),
     ] = False,
     device: Annotated[
@@ -381,8 +429,12 @@ def train(
         weight_decay=weight_decay,
         schedule=schedule,
         step_size=step_size,
+        milestones=None if milestones is None else _numbers("milestones", milestones),
         gamma=gamma,
         power=power,
+        warmup_steps=warmup_steps,
+        warmup_factor=warmup_factor,
+        clip_norm=clip_norm if clip_norm in (None, "none") else _numbers("clip_norm", clip_norm)[0],
         class_weights=class_weights,
         loss=loss,
         loss_options=_pairs(loss_option),
@@ -396,9 +448,11 @@ def train(
         norm_decay=norm_decay,
         crop=crop if crop in (None, "none") else parse_size(crop),
         flip=flip,
-        scale=scale if scale in (None, "none") else _range(scale),
+        scale=scale if scale in (None, "none") else _range("scale", scale),
         scale_step=scale_step,
         elastic=elastic if elastic in (None, "none") else _pixels(elastic),
+        jitter=jitter if jitter in (None, "none") else _range("jitter", jitter),
+        aspect_groups=aspect_groups,
         head_lr_mult=head_lr_mult,
         depthwise_decay=depthwise_decay,
         freeze_norm=freeze_norm,
@@ -425,14 +479,23 @@ def train(
         typer.echo(f"run: {result.run}")
 
 
-def _range(text: str) -> tuple[float, float]:
+def _range(name: str, text: str) -> tuple[float, float]:
     from segkern.engine.errors import EngineError
 
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise EngineError(f"train: scale must be LOW,HIGH, like 0.5,2, got {text!r}") from error
+        raise EngineError(f"train: {name} must be LOW,HIGH, like 0.5,2, got {text!r}") from error
     return low, high
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    from segkern.engine.errors import EngineError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise EngineError(f"train: {name} must be numbers, like 0.5, got {text!r}") from error
 
 
 def _pixels(text: str) -> float:

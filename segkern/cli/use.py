@@ -23,6 +23,14 @@ _WINDOW = typer.Option(
 _STRIDE = typer.Option(
     "--output-stride", metavar="N", help="Of the features, 8 or 16 (as trained)."
 )
+_SCORE = typer.Option(
+    "--score",
+    metavar="S",
+    min=0.0,
+    max=1.0,
+    help="Least score of the instances that are drawn and written (0.5).",
+    show_default=False,
+)
 _CHECKPOINT = "A run folder, a .safetensors file, or NAME:TAG for built-in weights."
 
 
@@ -72,11 +80,16 @@ def evaluate(
     scales: Annotated[str | None, _SCALES] = None,
     window: Annotated[str | None, _WINDOW] = None,
     output_stride: Annotated[int | None, _STRIDE] = None,
+    score: Annotated[float | None, _SCORE] = None,
     pictures: Annotated[
         int, typer.Option("--pictures", min=0, help="Panels photo | truth | prediction.")
     ] = 6,
 ) -> None:
-    """Measure a trained network: mIoU, accuracies, boundary F1, and pictures beside the truth."""
+    """Measure a trained network, and put pictures of its results beside the truth.
+
+    Labels of pixels by mIoU, accuracies and boundary F1; instances by COCO's twelve figures for
+    boxes and masks; panoptic segments by PQ, SQ and RQ.
+    """
     from segkern.cli.tables import evaluation_table, progress
     from segkern.engine.errors import EngineError
     from segkern.engine.evaluate import evaluate as run
@@ -104,6 +117,7 @@ def evaluate(
             crf=_settings(crf),
             protocol=_protocol(scales, window),
             output_stride=output_stride,
+            score=score,
             pictures=pictures,
             output=output,
             step=step,
@@ -122,7 +136,11 @@ def predict(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="DIR", help="Folder for labels/, overlays/, legend.png."
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder for overlays/ and, as the network has them, labels/, panoptic/, "
+            "legend.png.",
         ),
     ] = Path("predictions"),
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -137,8 +155,13 @@ def predict(
     scales: Annotated[str | None, _SCALES] = None,
     window: Annotated[str | None, _WINDOW] = None,
     output_stride: Annotated[int | None, _STRIDE] = None,
+    score: Annotated[float | None, _SCORE] = None,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Write instances to instances.json, as COCO's results."),
+    ] = False,
 ) -> None:
-    """Segment images of any size: label maps, overlays and a legend.
+    """Segment images of any size: overlays, and label maps, instances or panoptic segments.
 
     An image that cannot be read is named at the end, with exit status 1; the others are done.
     """
@@ -157,6 +180,8 @@ def predict(
             probs=probs,
             protocol=_protocol(scales, window),
             output_stride=output_stride,
+            score=score,
+            json=json,
             step=step,
         )
     for path, name in result.done.items():

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from segkern.data._instances import Target
+
 
 def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Stack samples to images (N, 3, H, W) uint8 and masks (N, H, W) int64.
@@ -23,6 +25,13 @@ def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
                 "set a crop or a resize, or use a batch size of 1"
             )
     return torch.stack([image for image, _ in samples]), torch.stack([mask for _, mask in samples])
+
+
+def collate_instances(
+    samples: Sequence[tuple[Tensor, Target]],
+) -> tuple[list[Tensor], list[Target]]:
+    """Images (3, H, W) of any sizes and their targets as two lists; see `InstanceDataset`."""
+    return [image for image, _ in samples], [target for _, target in samples]
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from segkern.data._errors import DatasetError
 
@@ -80,6 +80,23 @@ def decode_image(path: str | Path) -> np.ndarray:
                 grey = (np.asarray(upright) >> 8).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)
             return np.asarray(upright.convert("RGB"))
+    except _DECODE_ERRORS as error:
+        raise UnreadableError(_reason(error)) from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(H, W) of what `decode_image` gives, from the head of the file alone.
+
+    Raises:
+        UnreadableError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            # Asking a PNG for what it does not have makes Pillow decode it.
+            tagged = file.format != "PNG" or "exif" in file.info
+            turned = tagged and file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (width, height) if turned else (height, width)
     except _DECODE_ERRORS as error:
         raise UnreadableError(_reason(error)) from error
 

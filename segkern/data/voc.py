@@ -70,13 +70,13 @@ class VOC(PairDataset):
         length: int | None = None,
         cache_images: bool = False,
     ) -> None:
-        root = _find_root(Path(root))
+        root = find_root(Path(root))
         name = split
         if split == "train" and augmented is not False:
             present = (root / _LISTS / f"{_AUGMENTED}.txt").is_file()
             name = _AUGMENTED if augmented or present else split
         title = f"voc:{root} {name}"
-        pairs, problems = _read_list(root, name, title)
+        pairs, problems = read_list(root, name, title)
         super().__init__(
             pairs,
             problems,
@@ -92,7 +92,8 @@ class VOC(PairDataset):
         )
 
 
-def _find_root(given: Path) -> Path:
+def find_root(given: Path) -> Path:
+    """The folder with ``JPEGImages``: the given one, or one below it; see `VOC`."""
     for root in (given, given / "VOC2012", given / "VOCdevkit" / "VOC2012"):
         if (root / _IMAGES).is_dir():
             return root
@@ -102,7 +103,15 @@ def _find_root(given: Path) -> Path:
     )
 
 
-def _read_list(root: Path, name: str, title: str) -> tuple[list[Pair], list[Problem]]:
+def read_list(
+    root: Path, name: str, title: str, masks: Path | None = None
+) -> tuple[list[Pair], list[Problem]]:
+    """The images of a list and their masks, and a problem for each missing file and bad line.
+
+    Args:
+        masks: the folder of ``ID.png`` masks; None is that of the classes, and then a line with
+            two paths has its own.
+    """
     file = root / _LISTS / f"{name}.txt"
     try:
         lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
@@ -112,7 +121,7 @@ def _read_list(root: Path, name: str, title: str) -> tuple[list[Pair], list[Prob
             f"{title}: the list {file} cannot be read; there are {', '.join(there) or 'none'}"
         ) from error
     augmented = name == _AUGMENTED and (root / _AUGMENTED_MASKS).is_dir()
-    masks = root / (_AUGMENTED_MASKS if augmented else _MASKS)
+    folder = masks or root / (_AUGMENTED_MASKS if augmented else _MASKS)
     pairs, problems, seen = [], [], set()
     relative = file.relative_to(root).as_posix()
     for words in filter(None, lines):
@@ -122,7 +131,9 @@ def _read_list(root: Path, name: str, title: str) -> tuple[list[Pair], list[Prob
         if len(words) == 2:
             image, mask = (root / word.lstrip("/") for word in words)
         else:
-            image, mask = _image_of(root, words[0]), masks / f"{words[0]}.png"
+            image, mask = _image_of(root, words[0]), folder / f"{words[0]}.png"
+        if masks is not None:
+            mask = masks / f"{image.stem}.png"
         if image.stem in seen:
             problems.append(Problem("same name twice", relative, image.stem))
             continue

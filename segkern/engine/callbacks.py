@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,8 @@ from segkern.engine.files import write_atomic
 from segkern.engine.module import distributed
 from segkern.engine.state import RunState, capture_rng, restore_rng
 
-COLUMNS = (
-    "epoch",
-    "step",
-    "lr",
-    "train_loss",
-    "val_loss",
-    "val_miou",
-    "val_pixel_accuracy",
-    "val_mean_accuracy",
-    "val_fw_iou",
-)
+# Of metrics.csv, before those of the task.
+COLUMNS = ("epoch", "step", "lr", "train_loss")
 
 
 class StepGuard(Callback):
@@ -99,7 +90,10 @@ class StepGuard(Callback):
             trainer.should_stop = True
         if trainer.logger is not None and state.step % self.log_every == 0:
             rate = trainer.optimizers[0].param_groups[0]["lr"]
-            trainer.logger.log_metrics({"train/loss": self.loss, "train/lr": rate}, step=state.step)
+            parts = {f"train/{name}": float(v) for name, v in outputs.get("parts", {}).items()}
+            trainer.logger.log_metrics(
+                {"train/loss": self.loss, "train/lr": rate, **parts}, step=state.step
+            )
 
     def _take_loss(self) -> None:
         if self._pending is not None:
@@ -136,6 +130,9 @@ class Recorder(Callback):
     random-number states of all processes, so that whatever a killed process left is brought back in
     line on resume. A run that stops inside an epoch writes a row for the part done; resuming takes
     that row back.
+
+    columns: figures of a validation that get a column. score: the one of them that chooses the
+    best checkpoint. title: its name for people.
     """
 
     def __init__(
@@ -144,12 +141,18 @@ class Recorder(Callback):
         run: Path,
         *,
         steps_per_epoch: int,
+        columns: Sequence[str],
+        score: str,
+        title: str,
         save_best: Callable[[Path, dict[str, Any]], None],
         report: Callable[[str], None],
     ) -> None:
         self.state = state
         self.run = run
         self.steps_per_epoch = steps_per_epoch
+        self.columns = tuple(columns)
+        self.score = score
+        self.title = title
         self.save_best = save_best
         self.report = report
         self._rng: dict[str, Any] | None = None
@@ -160,7 +163,7 @@ class Recorder(Callback):
         if self.state.rng:
             self._rng = self.state.rng[trainer.global_rank]
         if trainer.is_global_zero:
-            write_rows(self.run / METRICS, self.state.rows)
+            self._write(self.state.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Both a run that goes on and one that resumes start an epoch from the state at the last
@@ -180,9 +183,10 @@ class Recorder(Callback):
         state = self.state
         finished = state.batch >= self.steps_per_epoch
         row = self._row(trainer, module)
-        improved = row["val_miou"] is not None and row["val_miou"] > state.best_miou
+        score = row[f"val_{self.score}"]
+        improved = score is not None and score > state.best_score
         if improved:
-            state.best_miou, state.best_epoch = row["val_miou"], row["epoch"]
+            state.best_score, state.best_epoch = score, row["epoch"]
         rows = [*state.rows, row]
         self._rng = capture_rng()
         state.rng = gather(self._rng)
@@ -195,12 +199,16 @@ class Recorder(Callback):
         state.seconds += elapsed
         state.losses = gather((state.loss_sum, state.loss_count))
         if trainer.is_global_zero:
-            write_rows(self.run / METRICS, rows)
+            self._write(rows)
             if improved:
                 self.save_best(self.run / BEST, {**row, **(module.val_metrics or {})})
         trainer.save_checkpoint(self.run / LAST)
         if trainer.is_global_zero:
             self._tell(trainer, row, improved, finished, elapsed)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        columns = (*COLUMNS, *(f"val_{name}" for name in self.columns))
+        write_rows(self.run / METRICS, rows, columns)
 
     def _row(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         state, measured = self.state, module.val_metrics or {}
@@ -214,7 +222,7 @@ class Recorder(Callback):
             "step": state.step,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train_loss": float(total[0] / total[1]) if float(total[1]) else None,
-            **{f"val_{name}": measured.get(name) for name in _names("val_")},
+            **{f"val_{name}": measured.get(name) for name in self.columns},
         }
 
     def _tell(
@@ -223,21 +231,20 @@ class Recorder(Callback):
         if trainer.logger is not None:
             values = {
                 f"val/{name}": row[f"val_{name}"]
-                for name in _names("val_")
+                for name in self.columns
                 if row[f"val_{name}"] is not None
             }
             values["train/epoch_loss"] = row["train_loss"]
             values["train/epoch_seconds"] = seconds
             trainer.logger.log_metrics(values, step=row["step"])
+        # Networks that return losses of their own have none to show in validation.
+        loss = f"val loss {_shown(row['val_loss'])}  " if "loss" in self.columns else ""
         self.report(
             f"epoch {row['epoch']}{'' if finished else ' (unfinished)'}  step {row['step']}  "
-            f"loss {_shown(row['train_loss'])}  val loss {_shown(row['val_loss'])}  "
-            f"val mIoU {_shown(row['val_miou'])}{' *' if improved else ''}  {seconds:.0f} s"
+            f"loss {_shown(row['train_loss'])}  {loss}"
+            f"val {self.title} {_shown(row[f'val_{self.score}'])}{' *' if improved else ''}  "
+            f"{seconds:.0f} s"
         )
-
-
-def _names(prefix: str) -> list[str]:
-    return [column.removeprefix(prefix) for column in COLUMNS if column.startswith(prefix)]
 
 
 def _shown(value: float | None) -> str:
@@ -253,10 +260,10 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
     """Write metrics.csv: a row per epoch, floats with all their digits, empty if not measured."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(path, text.getvalue().encode("utf-8"))

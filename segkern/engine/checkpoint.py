@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ RUN_FILES = (CONFIG, METRICS, LAST, BEST, LOG)
 # Of the training data, where the data set is a published one.
 LICENCES = {
     "synthetic": "none: drawn by the program",
+    "synthetic-instances": "none: drawn by the program",
+    "synthetic-panoptic": "none: drawn by the program",
     "camvid": "CC BY-NC 4.0 (CamVid, University of Cambridge, as prepared for the SegNet tutorial)",
     "voc": "that of PASCAL VOC 2012 (images from flickr under its terms of use)",
+    "voc-instances": "that of PASCAL VOC 2012 (images from flickr under its terms of use)",
     "cityscapes": "non-commercial: that of Cityscapes",
 }
 
@@ -54,13 +58,16 @@ def read_state(checkpoint: Path) -> RunState:
 
 
 def build_card(
-    network: nn.Module, settings: Any, dataset: Any, measured: dict[str, Any]
+    network: nn.Module,
+    settings: Any,
+    dataset: Any,
+    measured: Mapping[str, Any],
+    of_task: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a weights file says of itself: how to rebuild and feed the network, how good it is.
 
-    `measured` holds the validation figures (miou, iou, ...) with epoch and step.
+    `measured` holds the validation figures with epoch and step, `of_task` the fields of the task.
     """
-    height_width = settings.size or getattr(dataset, "size", None)
     return {
         "format": 1,
         "segkern": __version__,
@@ -68,22 +75,9 @@ def build_card(
         "input": settings.recipe["input"],
         "class_names": list(dataset.class_names),
         "palette": np.asarray(dataset.palette).tolist(),
-        "ignore_index": dataset.ignore_index,
         "data": _data_name(settings.data),
         "licence": LICENCES.get(settings.data.partition(":")[0], "that of the training data"),
-        "protocol": {
-            "split": "val",
-            "images": measured["images"],
-            "pixels": measured["pixels"],
-            "size": list(height_width) if height_width else None,
-            "ignore_label": dataset.ignore_index,
-            "absent_classes": settings.absent,
-        },
-        "miou": measured["miou"],
-        "iou": measured["iou"],
-        "pixel_accuracy": measured["pixel_accuracy"],
-        "mean_accuracy": measured["mean_accuracy"],
-        "fw_iou": measured["fw_iou"],
+        **of_task,
         "epoch": measured["epoch"],
         "step": measured["step"],
         "seed": settings.seed,
@@ -96,4 +90,4 @@ def _data_name(spec: str) -> str:
     kind, _, place = spec.partition(":")
     if kind == "folder":
         return f"folder:{Path(place).resolve().name}"
-    return spec if kind == "synthetic" else kind
+    return spec if kind.startswith("synthetic") else kind

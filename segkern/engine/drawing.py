@@ -69,6 +69,12 @@ def legend(names: Sequence[str], palette: np.ndarray) -> Image.Image:
     return picture
 
 
+def save_legend(path: Path, names: Sequence[str], palette: np.ndarray) -> None:
+    """Write a legend; nothing where there are no names."""
+    if names:
+        legend(names, palette).save(path)
+
+
 def panel(pictures: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
     """Pictures (title, RGB array) of one size side by side; small ones are enlarged."""
     font = _font(14)

@@ -16,6 +16,7 @@ from segkern.engine.checkpoint import BEST, METRICS, build_card
 from segkern.engine.errors import EngineError
 from segkern.engine.loader import validation_loader
 from segkern.engine.settings import TrainSettings
+from segkern.engine.tasks.base import Task
 from segkern.metrics import SegmentationMetrics
 from segkern.models import save_weights
 from segkern.models._forest import MissingExtra
@@ -55,6 +56,7 @@ def check_fit(settings: TrainSettings, *, resume: bool) -> None:
 def fit_at_once(
     network: nn.Module,
     settings: TrainSettings,
+    task: Task,
     train_set: SegmentationDataset,
     val_set: SegmentationDataset,
     journal: Journal,
@@ -81,9 +83,10 @@ def fit_at_once(
     )
     measured = {**_measure(network.eval(), val_set, settings, mode), "epoch": 1, "step": 1}
     row = {"epoch": 1, "step": 1, "lr": None, "train_loss": None}
-    names = ("loss", "miou", "pixel_accuracy", "mean_accuracy", "fw_iou")
-    write_rows(folder / METRICS, [row | {f"val_{name}": measured.get(name) for name in names}])
-    card = build_card(network, settings, val_set, measured)
+    row |= {f"val_{name}": measured.get(name) for name in task.columns}
+    write_rows(folder / METRICS, [row], tuple(row))
+    of_task = task.card(settings, val_set, measured)
+    card = build_card(network, settings, val_set, measured, of_task)
     save_weights(folder / BEST, network.state_dict(), {"card": json.dumps(card)})
     journal(f"val mIoU {measured['miou']:.4f}, {time.monotonic() - started:.0f} s")
     return measured

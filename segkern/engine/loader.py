@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +23,30 @@ def collate_by_size(samples: list[Sample]) -> list[Sample]:
     return [collate(group) for group in groups.values()]
 
 
+class EpochBatches:
+    """Indices of the batches of an epoch: `EpochSampler`'s, cut into this process's batches.
+
+    batch_size: samples of an optimiser step over all `world` processes.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self._own = batch_size // world
+        self._sampler = EpochSampler(length, seed, rank, world, uneven="drop")
+        self._batches = BatchSampler(self._sampler, self._own, drop_last=True)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch, and how many of its first batches to leave out on resuming."""
+        self._sampler.set_epoch(epoch, start=start * self._own)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
 class TrainLoader:
     """Training batches from where `state` stands to the end of the epoch.
 
@@ -31,7 +55,9 @@ class TrainLoader:
     the loader. Samples left over at the end of an epoch, fewer than a batch, are not used in that
     epoch.
 
-    batch_size: samples of an optimiser step over all `world` processes.
+    batch_size: samples of an optimiser step over all `world` processes. batches: indices of an
+    epoch's batches, as many as there are whole ones, and `set_epoch(epoch, start)`; None is
+    `EpochBatches`.
     """
 
     def __init__(
@@ -45,6 +71,8 @@ class TrainLoader:
         world: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
+        batches: Any = None,
+        collate_fn: Callable[..., Any] = collate,
     ) -> None:
         if batch_size % world:
             raise EngineError(
@@ -58,14 +86,15 @@ class TrainLoader:
         self.dataset = dataset
         self.state = state
         self.steps_per_epoch = len(dataset) // batch_size
-        self._own = batch_size // world
-        self._sampler = EpochSampler(len(dataset), seed, rank, world, uneven="drop")
+        if batches is None:
+            batches = EpochBatches(len(dataset), batch_size, seed, rank, world)
+        self._batches = batches
         self._loader = DataLoader(
             dataset,
-            batch_sampler=BatchSampler(self._sampler, self._own, drop_last=True),
+            batch_sampler=self._batches,
             num_workers=workers,
             persistent_workers=workers > 0,
-            collate_fn=collate,
+            collate_fn=collate_fn,
             pin_memory=pin_memory,
             generator=torch.Generator().manual_seed(seed),
         )
@@ -75,7 +104,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Sample]:
         self.dataset.set_epoch(self.state.epoch)
-        self._sampler.set_epoch(self.state.epoch, start=self.state.batch * self._own)
+        self._batches.set_epoch(self.state.epoch, start=self.state.batch)
         yield from self._loader
 
 
@@ -87,7 +116,8 @@ def validation_loader(
     world: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[list[Sample]]:
+    collate_fn: Callable[..., Any] = collate_by_size,
+) -> DataLoader[Any]:
     """Each sample once over all processes: process `rank` takes every `world`-th."""
     return DataLoader(
         dataset,
@@ -95,7 +125,7 @@ def validation_loader(
         sampler=EpochSampler(len(dataset), 0, rank, world, shuffle=False, uneven="keep"),
         num_workers=workers,
         persistent_workers=workers > 0,
-        collate_fn=collate_by_size,
+        collate_fn=collate_fn,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),
     )

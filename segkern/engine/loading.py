@@ -41,6 +41,11 @@ class Trained:
     protocol: Protocol = Protocol()
 
     @property
+    def model(self) -> str:
+        """Registered name of the network."""
+        return self.card["config"]["name"]
+
+    @property
     def class_names(self) -> list[str]:
         return list(self.card["class_names"])
 

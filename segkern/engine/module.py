@@ -1,4 +1,4 @@
-"""A network and its recipe as a LightningModule."""
+"""A network and its recipe as a LightningModule; the one for labels of pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,37 @@ from segkern.metrics import SegmentationMetrics
 from segkern.models._preprocess import preprocess
 
 
-class SegmentationModule(lightning.LightningModule):
+class NetworkModule(lightning.LightningModule):
+    """A network trained as its recipe says: optimiser, schedule, the run's state in checkpoints.
+
+    `training_step` gives the loss, or a dict of it as `loss` with its `parts`, detached, by name.
+    After a validation `val_metrics` holds its figures by name.
+    """
+
+    def __init__(
+        self, network: nn.Module, recipe: Any, *, total_steps: int, state: RunState | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.recipe = recipe
+        self.total_steps = total_steps
+        self.state = state or RunState()
+        self.val_metrics: dict[str, Any] | None = None
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = build_optimizer(self.network, self.recipe)
+        factor = LRFactor(self.recipe, self.total_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["segkern"] = self.state.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.state.load_state_dict(checkpoint["segkern"], rank=self.global_rank)
+
+
+class SegmentationModule(NetworkModule):
     """Trains `network` as `recipe` says and measures it on a validation set.
 
     A training batch is (images (N, 3, H, W) uint8 RGB, labels (N, H, W) int64 with 255 for ignore);
@@ -40,17 +70,12 @@ class SegmentationModule(lightning.LightningModule):
         channels_last: bool = False,
         state: RunState | None = None,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.recipe = recipe
+        super().__init__(network, recipe, total_steps=total_steps, state=state)
         self.num_classes = num_classes
-        self.total_steps = total_steps
         self.ignore_index = ignore_index
         self.absent = absent
         self.channels_last = channels_last
-        self.state = state or RunState()
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self.val_metrics: dict[str, Any] | None = None
         self._metrics: Any = None
         self._val_loss = torch.zeros(2, dtype=torch.float64)
         if channels_last:
@@ -124,18 +149,6 @@ class SegmentationModule(lightning.LightningModule):
         result = self._metrics.compute()
         result["loss"] = float(loss[0] / loss[1]) if float(loss[1]) else float("nan")
         self.val_metrics = result
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = build_optimizer(self.network, self.recipe)
-        factor = LRFactor(self.recipe, self.total_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["segkern"] = self.state.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.state.load_state_dict(checkpoint["segkern"], rank=self.global_rank)
 
 
 def labels_at(target: Tensor, size: torch.Size | tuple[int, int], grid: str = "nearest") -> Tensor:

@@ -106,7 +106,7 @@ details[open] summary { margin-bottom: 8px; }
 <h2>Pictures</h2>
 <div class="legend">$legend</div>
 $pictures
-<p class="note">Black in the truth: pixels that are ignored.</p>
+<p class="note">$note</p>
 
 <h2>Training</h2>
 <div class="two">$curves</div>
@@ -116,8 +116,8 @@ $pictures
 <div class="card"><h3>Over the whole set</h3>
 <table><tbody>$figures</tbody></table>
 <p class="note after">$protocol</p></div>
-<div class="card"><h3>By class</h3>
-<table><thead><tr><th>class</th><th></th><th class="n">IoU</th><th class="n">accuracy</th></tr>
+<div class="card"><h3>$heading</h3>
+<table><thead><tr><th>class</th><th></th>$columns</tr>
 </thead>
 <tbody>$classes</tbody></table></div>
 </div>

@@ -1,4 +1,4 @@
-"""Label maps, overlays and a legend for image files."""
+"""Image files to files of what a network finds in them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
 from segkern.data import DatasetError, read_image
 from segkern.data.image_io import IMAGE_SUFFIXES
-from segkern.engine.crf_evidence import encode_arrays
 from segkern.engine.crf_settings import CrfSettings
 from segkern.engine.devices import crf_device
-from segkern.engine.drawing import legend, overlay, save_labels
+from segkern.engine.drawing import save_legend
 from segkern.engine.errors import EngineError
-from segkern.engine.files import write_atomic
 from segkern.engine.inference import Protocol
-from segkern.engine.loading import Trained, load_trained
+from segkern.engine.loading import load_trained
+from segkern.engine.tasks import task_of
+from segkern.engine.tasks.base import Use
 
-LABELS = "labels"
-OVERLAYS = "overlays"
-PROBS = "probs"
 LEGEND = "legend.png"
 
 # Batches' worth of decoded images kept while groups of equal size fill up.
 _WAITING = 4
+# Larger ones wait for no others of their size.
+_LARGE = 1 << 22
 
 
 @dataclass
@@ -51,45 +48,51 @@ def predict(
     probs: bool = False,
     protocol: Protocol | None = None,
     output_stride: int | None = None,
+    score: float | None = None,
+    json: bool = False,
     step: Callable[[int, int], None] | None = None,
 ) -> Prediction:
-    """Segment images: OUTPUT/labels/NAME.png, OUTPUT/overlays/NAME.png, OUTPUT/legend.png.
+    """Segment images: OUTPUT/overlays/NAME.png and files of the task, with OUTPUT/legend.png.
 
-    images: files, and folders of which every image below is taken. The label PNG has mode P: pixel
-    values are the classes. It has the size of the image as a viewer shows it (EXIF orientation
-    applied). Images of equal size are run together, up to `batch_size`. NAME is the file's stem, or
-    a longer form of its path where two stems are equal. An image that cannot be read does not stop
-    the others; it is in `failed`. crf: refine the probabilities by a dense CRF over the image
-    before labels are chosen. probs: write the probabilities too, refined ones with `crf`, as
-    `probs` (classes, H, W) float16 in OUTPUT/probs/NAME.npz. protocol,
-    output_stride: see `load_trained`.
+    images: files, and folders of which every image below is taken. Images of equal size are run
+    together, up to `batch_size`. NAME is the file's stem, or a longer form of its path where two
+    stems are equal. Outputs have the size of the image as a viewer shows it (EXIF orientation
+    applied). An image that cannot be read does not stop the others; it is in `failed`.
+
+    Labels of pixels go to OUTPUT/labels/NAME.png, of mode P: pixel values are the classes. crf:
+    refine the probabilities by a dense CRF over the image before labels are chosen. probs: write
+    the probabilities too, refined ones with `crf`, as `probs` (classes, H, W) float16 in
+    OUTPUT/probs/NAME.npz. protocol, output_stride: see `load_trained`.
+
+    Of instances those with a `score` of at least 0.5, or as given, are drawn. json: write them to
+    OUTPUT/instances.json, COCO's list of results; `image_id` is the number that is the file's stem
+    where all stems are different numbers, else 1, 2, ... in the order of the files, and
+    `file_name` the file's. Panoptic segments go to OUTPUT/panoptic/NAME.png and
+    OUTPUT/panoptic.json in COCO's panoptic format. The network sees images of more than 1.3 million
+    pixels reduced to that; masks are brought to the image's size one at a time.
+
+    Raises EngineError for an option that the network's task has no use for.
     """
     files = collect(images)
     if crf is not None:
         crf_device(device)
     trained = load_trained(checkpoint, device, protocol=protocol, output_stride=output_stride)
+    task = task_of(trained.model)
+    use = Use(tta, crf, protocol, probs=probs, score=score, json=json)
+    task.check_use("predict", trained, use)
     folder = Path(output)
     result = Prediction(folder)
     names = unique_names(files)
-    _check_outputs(folder, files)
-    for part in (LABELS, OVERLAYS, *([PROBS] if probs else [])):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    legend(trained.class_names, trained.palette).save(folder / LEGEND)
+    _check_outputs(folder, files, task.outputs)
+    writer = task.writer(trained, folder, names, use)
+    save_legend(folder / LEGEND, *task.legend(trained.card))
     for group in _batches(files, batch_size, result.failed):
-        pixels = torch.from_numpy(np.stack([array.transpose(2, 0, 1) for _, array in group]))
-        if probs:
-            found = trained.probabilities(pixels, tta=tta, crf=crf).cpu()
-            for (path, _), own in zip(group, found.half().numpy(), strict=True):
-                data = encode_arrays({"probs": own}, ".npz")
-                write_atomic(folder / PROBS / f"{names[path]}.npz", data)
-            labels = found.argmax(1)
-        else:
-            labels = trained.predict(pixels, tta=tta, crf=crf)
-        for (path, array), own in zip(group, labels.numpy(), strict=True):
-            _write(folder, names[path], array, own, trained)
+        writer.write(group)
+        for path, _ in group:
             result.done[path] = names[path]
         if step is not None:
             step(len(result.done) + len(result.failed), len(files))
+    writer.finish()
     if step is not None:
         step(len(files), len(files))
     return result
@@ -161,8 +164,8 @@ def _name(path: Path, depth: int) -> str:
     return "_".join([*before, path.stem, path.suffix.lstrip(".")])
 
 
-def _check_outputs(folder: Path, files: Sequence[Path]) -> None:
-    own = {(folder / part).resolve() for part in (LABELS, OVERLAYS)}
+def _check_outputs(folder: Path, files: Sequence[Path], parts: Sequence[str]) -> None:
+    own = {(folder / part).resolve() for part in parts}
     inside = [path for path in files if path.resolve().parent in own]
     if inside:
         raise EngineError(
@@ -185,6 +188,9 @@ def _batches(
         except DatasetError as error:
             failed[path] = str(error).rpartition(f"{path}: ")[2]
             continue
+        if array.shape[0] * array.shape[1] > _LARGE:
+            yield [(path, array)]
+            continue
         group = groups.setdefault(array.shape, [])
         group.append((path, array))
         waiting += 1
@@ -193,10 +199,3 @@ def _batches(
             waiting -= len(fullest)
             yield groups.pop(fullest[0][1].shape)
     yield from groups.values()
-
-
-def _write(
-    folder: Path, name: str, image: np.ndarray, labels: np.ndarray, trained: Trained
-) -> None:
-    save_labels(folder / LABELS / f"{name}.png", labels, trained.palette)
-    Image.fromarray(overlay(image, labels, trained.palette)).save(folder / OVERLAYS / f"{name}.png")

@@ -29,11 +29,13 @@ class RichProgress(Callback):
         guard: StepGuard,
         total_steps: int,
         val_batches: int,
+        title: str,
     ) -> None:
         self.state = state
         self.guard = guard
         self.total_steps = total_steps
         self.val_batches = val_batches
+        self.title = title
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -60,7 +62,8 @@ class RichProgress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        best = f"  best mIoU {self.state.best_miou:.3f}" if self.state.best_miou >= 0 else ""
+        score = self.state.best_score
+        best = f"  best {self.title} {score:.3f}" if score >= 0 else ""
         note = f"epoch {self.state.epoch + 1}  loss {self.guard.loss:.3f}{best}"
         self.progress.update(self._train, completed=self.state.step, note=note)
 

@@ -23,15 +23,10 @@ from segkern.engine.files import write_atomic
 from segkern.engine.loading import Trained, load_trained
 from segkern.engine.page import PAGE
 from segkern.engine.speed import SpeedReport, measure_speed
+from segkern.engine.tasks import task_of
+from segkern.engine.tasks.base import Picture, ReportParts
 
 EVALUATION = "evaluation"
-FIGURES = {
-    "miou": "mIoU",
-    "pixel_accuracy": "Pixel accuracy",
-    "mean_accuracy": "Mean class accuracy",
-    "fw_iou": "Frequency-weighted IoU",
-    "boundary_f1": "Boundary F1",
-}
 
 
 def write_report(
@@ -68,16 +63,20 @@ def write_report(
         say("report: measuring kernel speed")
     measurement = measure_speed(device) if speed else None
     state = read_state(run / LAST) if (run / LAST).is_file() else None
+    parts = task_of(trained.model).report(measured, trained.palette)
     page = PAGE.substitute(
         title=escape(f"{measured['model']} on {measured['data']}"),
         lead=escape(_lead(trained, measured)),
-        tiles=_tiles(measured, trained, state),
+        tiles=_tiles(parts, trained, state),
         legend=_legend(trained),
         pictures="".join(_sample(sample) for sample in samples),
-        curves=_curves(run),
-        figures=_figures(measured),
-        protocol=escape(_protocol(measured)),
-        classes=_classes(measured, trained.palette),
+        note=escape(parts.note),
+        curves=_curves(run, parts),
+        figures=_figures(parts),
+        protocol=escape(parts.protocol),
+        heading=escape(parts.heading),
+        columns="".join(f'<th class="n">{escape(name)}</th>' for name in parts.columns),
+        classes=_classes(parts),
         speed=_speed(measurement),
         settings=_settings(trained),
         environment=_environment(),
@@ -99,19 +98,17 @@ def _stored(path: Path, fingerprint: str) -> dict[str, Any] | None:
 def _lead(trained: Trained, measured: dict[str, Any]) -> str:
     size = f" at {measured['size'][0]}x{measured['size'][1]}" if measured["size"] else ""
     split = {"val": "validation", "train": "training"}.get(measured["split"], measured["split"])
+    score = task_of(trained.model).score_title
     return (
         f"Measured on {measured['images']} images{size} of the {split} split; "
-        f"weights of epoch {trained.card.get('epoch', '?')}, the best by validation mIoU."
+        f"weights of epoch {trained.card.get('epoch', '?')}, the best by validation {score}."
     )
 
 
-def _tiles(measured: dict[str, Any], trained: Trained, state: Any) -> str:
+def _tiles(parts: ReportParts, trained: Trained, state: Any) -> str:
     parameters = sum(p.numel() for p in trained.network.parameters())
-    tiles = [
-        ("mIoU", _percent(measured["miou"])),
-        ("Pixel accuracy", _percent(measured["pixel_accuracy"])),
-        ("Parameters", _count(parameters)),
-    ]
+    tiles = [(name, _percent(value)) for name, value in parts.figures[:2]]
+    tiles.append(("Parameters", _count(parameters)))
     if state is not None:
         tiles.append((f"Training, {state.step:,} steps", _duration(state.seconds)))
     return "".join(
@@ -123,11 +120,11 @@ def _tiles(measured: dict[str, Any], trained: Trained, state: Any) -> str:
 def _legend(trained: Trained) -> str:
     return "".join(
         f'<span class="key"><i style="background:{_colour(colour)}"></i>{escape(name)}</span>'
-        for name, colour in zip(trained.class_names, trained.palette, strict=True)
+        for name, colour in zip(*task_of(trained.model).legend(trained.card), strict=True)
     )
 
 
-def _sample(sample: Any) -> str:
+def _sample(sample: Picture) -> str:
     pictures = (
         ("photo", sample.photo, "jpeg"),
         ("truth", sample.truth, "png"),
@@ -151,32 +148,18 @@ def _data_uri(array: np.ndarray, form: str) -> str:
     return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _curves(run: Path) -> str:
+def _curves(run: Path, shown: ReportParts) -> str:
     rows = read_rows(run / METRICS)
 
     def points(name: str) -> list[tuple[float, float]]:
         return [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
 
-    charts = [
-        (
-            "Loss",
-            [
-                Line("training", "one", points("train_loss")),
-                Line("validation", "two", points("val_loss")),
-            ],
-            False,
-        ),
-        (
-            "Validation figures",
-            [
-                Line("mIoU", "one", points("val_miou")),
-                Line("pixel accuracy", "two", points("val_pixel_accuracy")),
-            ],
-            True,
-        ),
-    ]
     parts = []
-    for title, lines, from_zero in charts:
+    for title, columns, from_zero in shown.curves:
+        lines = [
+            Line(name, css, points(column))
+            for (name, column), css in zip(columns, ("one", "two"), strict=False)
+        ]
         keys = "".join(
             f'<span class="key"><i class="{line.css}"></i>{escape(line.name)}</span>'
             for line in lines
@@ -189,37 +172,23 @@ def _curves(run: Path) -> str:
     return "".join(parts)
 
 
-def _figures(measured: dict[str, Any]) -> str:
+def _figures(parts: ReportParts) -> str:
     return "".join(
-        f'<tr><th scope="row">{title}</th><td class="n">{_percent(measured[key])}</td></tr>'
-        for key, title in FIGURES.items()
-        if key in measured
+        f'<tr><th scope="row">{escape(title)}</th><td class="n">{_percent(value)}</td></tr>'
+        for title, value in parts.figures
     )
 
 
-def _protocol(measured: dict[str, Any]) -> str:
-    boundary = (
-        f" Boundary F1 with a tolerance of {measured['boundary_tolerance']}, mean over images."
-        if "boundary_f1" in measured
-        else ""
-    )
-    return (
-        f"One confusion matrix over {measured['images']} images ({measured['pixels']:,} pixels). "
-        f"Pixels with label {measured['ignore_label']} are ignored; "
-        f"{measured['absent_rule']}.{boundary}"
-    )
-
-
-def _classes(measured: dict[str, Any], palette: np.ndarray) -> str:
+def _classes(parts: ReportParts) -> str:
     rows = []
-    for row, colour in zip(measured["per_class"], palette, strict=True):
-        width = 0.0 if row["iou"] is None else 100 * row["iou"]
+    for name, colour, share, values in parts.rows:
+        width = 0.0 if share is None else 100 * share
+        swatch = "" if colour is None else f'<i style="background:{_colour(colour)}"></i>'
         rows.append(
-            f'<tr><th scope="row"><span class="key"><i style="background:{_colour(colour)}"></i>'
-            f"{escape(row['name'])}</span></th>"
+            f'<tr><th scope="row"><span class="key">{swatch}{escape(name)}</span></th>'
             f'<td class="bar"><div><b style="width:{width:.1f}%"></b></div></td>'
-            f'<td class="n">{_percent(row["iou"])}</td>'
-            f'<td class="n">{_percent(row["accuracy"])}</td></tr>'
+            + "".join(f'<td class="n">{_percent(value)}</td>' for value in values)
+            + "</tr>"
         )
     return "".join(rows)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from segkern.engine.errors import EngineError
+from segkern.engine.tasks import task_of
 from segkern.models import Recipe, get_entry
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
@@ -86,11 +87,12 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         self.size = None if self.size is None else (int(self.size[0]), int(self.size[1]))
-        for name in ("crop", "resize", "scale"):
+        for name in ("crop", "resize", "scale", "jitter", "milestones"):
             if self.recipe.get(name) is not None:
                 self.recipe[name] = tuple(self.recipe[name])
         try:
-            Recipe(**self.recipe)
+            # Runs of an earlier version lack the fields that are new since.
+            self.recipe = dataclasses.asdict(Recipe(**self.recipe))
         except (TypeError, ValueError) as error:
             raise EngineError(f"train: {str(error).removeprefix('Recipe: ')}") from error
         _one_of("precision", self.precision, PRECISIONS)
@@ -168,9 +170,10 @@ def resolve(model: str, output: str | Path, given: dict[str, Any]) -> TrainSetti
             chosen[name] = value
         else:
             raise EngineError(f"train: unknown setting {name!r}")
+    chosen.setdefault("data", task_of(model).default_data)
     # Pictures drawn on the fly have the size that was asked for; only files are brought to the
     # paper's.
-    if "size" not in chosen and not str(chosen.get("data", "synthetic")).startswith("synthetic"):
+    if "size" not in chosen and not str(chosen["data"]).startswith("synthetic"):
         chosen["size"] = recipe["resize"]
     recipe["resize"] = None
     return TrainSettings(model=model, output=str(output), recipe=recipe, **chosen)
@@ -180,15 +183,15 @@ def resume(stored: TrainSettings, model: str | None, given: dict[str, Any]) -> T
     """Settings of a resumed run: those stored, with what may change taken from `given`.
 
     Raises EngineError naming every setting that was given and differs from the run's. `epochs` and
-    `max_steps` may change unless the learning rate depends on the length of the run (schedule
-    "poly").
+    `max_steps` may change unless the learning rate depends on the length of the run (schedules
+    "poly" and "multistep").
     """
     settings = dataclasses.replace(stored, recipe=dict(stored.recipe))
     settings.max_time = None
     differences = []
     if model is not None and model != stored.model:
         differences.append(f"model: the run has {stored.model}, got {model}")
-    extendable = stored.recipe["schedule"] != "poly"
+    extendable = stored.recipe["schedule"] not in ("poly", "multistep")
     for name, value in given.items():
         if value is None:
             continue

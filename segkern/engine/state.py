@@ -52,7 +52,8 @@ class RunState:
     epoch: epochs completed; batch: batches done of the epoch after those; step: optimiser steps
     done. loss_sum, loss_count: of the unfinished epoch, on this process. rows: one per finished
     epoch, as in metrics.csv. seconds: of work so far, resumed ones included. rng: one entry per
-    process, from `capture_rng`.
+    process, from `capture_rng`. best_score: the largest score of a validation so far, of the kind
+    that the run's task is judged by.
     """
 
     epoch: int = 0
@@ -60,7 +61,7 @@ class RunState:
     step: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
-    best_miou: float = -1.0
+    best_score: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -71,6 +72,8 @@ class RunState:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def load_state_dict(self, state: dict[str, Any], rank: int = 0) -> None:
+        if "best_miou" in state:  # its name while mIoU was the only score
+            state = {"best_score": state["best_miou"], **state}
         for name in self.__dataclass_fields__:
             setattr(self, name, state.get(name, getattr(self, name)))
         if rank < len(self.losses):

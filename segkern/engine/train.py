@@ -24,7 +24,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from segkern import __version__
-from segkern.data import SegmentationDataset, class_weights, open_dataset
 from segkern.engine.callbacks import Journal, Recorder, StepGuard
 from segkern.engine.checkpoint import (
     CONFIG,
@@ -41,14 +40,13 @@ from segkern.engine.fit_forest import check_fit, fit_at_once
 from segkern.engine.launch import launch, started_outside
 from segkern.engine.loader import TrainLoader, validation_loader
 from segkern.engine.memory import keep_freed_memory
-from segkern.engine.module import SegmentationModule
 from segkern.engine.settings import TrainSettings, resolve, resolve_device
 from segkern.engine.settings import resume as resume_settings
 from segkern.engine.state import RunState
+from segkern.engine.tasks import task_of
+from segkern.engine.tasks.base import Task
 from segkern.models import Recipe, WeightsError, create_model, get_entry, save_weights
-from segkern.models._preprocess import mean_pixel
 from segkern.nn import freeze_batch_norm
-from segkern.transforms import PairTransform, build_eval_transform, build_train_transform
 
 
 @dataclasses.dataclass
@@ -56,14 +54,15 @@ class FitResult:
     """Outcome of `fit`.
 
     reason: "epochs", "max_steps" or "max_time" for what ended it, "complete" where nothing was left
-    to do, "launched" for a run of several processes.
+    to do, "launched" for a run of several processes. best_score: mIoU, mask AP or PQ, as the
+    network's task has it; below 0 where there is none.
     """
 
     run: Path
     reason: str
     epochs: int
     steps: int
-    best_miou: float
+    best_score: float
     best_epoch: int
 
 
@@ -84,8 +83,9 @@ def fit(
     run where the learning rate does not depend on it); `model` may then be None.
 
     The folder gets config.json, metrics.csv (a row per epoch), last.ckpt, best.safetensors (by
-    validation mIoU), log.txt and tensorboard/. Runs with equal settings on equal hardware give
-    equal numbers, on the CPU to the last bit; stopping and resuming does not change them.
+    mIoU, mask AP or PQ of the validation), log.txt and tensorboard/. Runs with equal settings on
+    equal hardware give equal numbers, on the CPU to the last bit; stopping and resuming does not
+    change them.
 
     show: called with each line for the user. Raises EngineError for what the caller can put right
     before anything has been written, RunStopped for a run that had to end, DatasetError for a bad
@@ -102,6 +102,7 @@ def fit(
     if settings.recipe["optimizer"] == "fit":
         return _fit_at_once(settings, resume=resume, overwrite=overwrite, show=show)
     check_devices(settings)
+    task_of(settings.model).check(settings)
     if started_outside():
         # The first process has the folder to itself until the processes meet.
         if global_rank(settings) == 0:
@@ -134,16 +135,17 @@ def _fit_at_once(
     run = Path(settings.output)
     _check_folder(run, resume=resume, overwrite=overwrite)
     _seed_everything(settings.seed)
-    recipe = Recipe(**settings.recipe)
-    train_set = _open(settings, "train", _train_transform(recipe))
-    val_set = _open(settings, "val", build_eval_transform(recipe))
-    network = _build_network(settings, train_set.num_classes, resume=False)
+    task = task_of(settings.model)
+    train_transform, val_transform = task.transforms(Recipe(**settings.recipe))
+    train_set = _open(settings, "train", train_transform)
+    val_set = _open(settings, "val", val_transform)
+    network = _build_network(settings, task.network_options(train_set), resume=False)
     if not hasattr(network, "fit"):
         raise EngineError(
             f"train: {settings.model} is trained by steps: optimizer must not be 'fit'"
         )
     _prepare_folder(settings, resume=resume, overwrite=overwrite)
-    measured = fit_at_once(network, settings, train_set, val_set, Journal(run, show))
+    measured = fit_at_once(network, settings, task, train_set, val_set, Journal(run, show))
     return FitResult(run, "epochs", 1, 1, measured["miou"], 1)
 
 
@@ -172,32 +174,29 @@ class Job:
         self.state = RunState()
         self.journal = Journal(self.folder, show)
         _seed_everything(settings.seed)
-        self.train_set = _open(settings, "train", _train_transform(self.recipe))
-        self.val_set = _open(settings, "val", build_eval_transform(self.recipe))
-        self.network = _build_network(settings, self.train_set.num_classes, resume=resume)
+        task = self.task = task_of(settings.model)
+        train_transform, val_transform = task.transforms(self.recipe)
+        self.train_set = _open(settings, "train", train_transform)
+        self.val_set = _open(settings, "val", val_transform)
+        self.network = _build_network(settings, task.network_options(self.train_set), resume=resume)
         self._weights_input = self.network.recipe.input
         self._own_input = get_entry(settings.model).recipe.input
         self.network.recipe = self.recipe  # networks that compare colours read their scale there
         if self.recipe.freeze_norm:
             freeze_batch_norm(self.network)
-        data = _Data(settings, self.train_set, self.val_set, self.state)
+        data = _Data(settings, task, self.train_set, self.val_set, self.state)
         self.data = data
         self.steps_per_epoch = data.train(0, settings.world).steps_per_epoch
         self.total_steps = self.steps_per_epoch * self.recipe.epochs
         if settings.max_steps is not None:
             self.total_steps = min(self.total_steps, settings.max_steps)
-        weights = None
-        if self.recipe.class_weights is not None:
-            weights = class_weights(self.train_set, self.recipe.class_weights)
-        self.module = SegmentationModule(
+        self.module = task.module(
             self.network,
+            settings,
             self.recipe,
-            num_classes=self.train_set.num_classes,
+            train_set=self.train_set,
+            val_set=self.val_set,
             total_steps=self.total_steps,
-            class_weights=weights,
-            ignore_index=self.train_set.ignore_index,
-            absent=settings.absent,
-            channels_last=settings.channels_last,
             state=self.state,
         )
         if settings.compile:
@@ -248,7 +247,8 @@ class Job:
         if main:
             self.journal(
                 f"stopped by {reason}: {result.epochs} epochs, {result.steps} steps, "
-                f"best val mIoU {result.best_miou:.4f} (epoch {result.best_epoch}), "
+                f"best val {self.task.score_title} {result.best_score:.4f} "
+                f"(epoch {result.best_epoch}), "
                 f"{time.monotonic() - self.started:.0f} s"
             )
         return result
@@ -269,6 +269,9 @@ class Job:
             self.state,
             folder,
             steps_per_epoch=self.steps_per_epoch,
+            columns=self.task.columns,
+            score=self.task.score,
+            title=self.task.score_title,
             save_best=self._save_best,
             report=self.journal,
         )
@@ -281,7 +284,10 @@ class Job:
             batches = len(self.data.val(0, settings.world))
             console = Console(stderr=True)
             self.journal.show = partial(console.print, markup=False, highlight=False)
-            callbacks.append(RichProgress(console, self.state, guard, self.total_steps, batches))
+            title = self.task.score_title
+            callbacks.append(
+                RichProgress(console, self.state, guard, self.total_steps, batches, title)
+            )
         with warnings.catch_warnings():
             _quiet()
             return Trainer(
@@ -291,6 +297,8 @@ class Job:
                 strategy=strategy,
                 precision={"32": "32-true"}.get(settings.precision, settings.precision),
                 max_epochs=-1,
+                gradient_clip_val=self.recipe.clip_norm,
+                gradient_clip_algorithm="norm",
                 callbacks=callbacks,
                 logger=TensorBoardLogger(
                     folder,
@@ -311,7 +319,8 @@ class Job:
             )
 
     def _save_best(self, path: Path, measured: dict[str, Any]) -> None:
-        card = build_card(self.network, self.settings, self.val_set, measured)
+        of_task = self.task.card(self.settings, self.val_set, measured)
+        card = build_card(self.network, self.settings, self.val_set, measured, of_task)
         save_weights(path, self.network.state_dict(), {"card": json.dumps(card)})
 
     def _headline(self, first_step: int) -> str:
@@ -333,12 +342,14 @@ class _Data(LightningDataModule):
     def __init__(
         self,
         settings: TrainSettings,
-        train_set: SegmentationDataset,
-        val_set: SegmentationDataset,
+        task: Task,
+        train_set: Any,
+        val_set: Any,
         state: RunState,
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.task = task
         self.train_set = train_set
         self.val_set = val_set
         self.state = state
@@ -346,25 +357,31 @@ class _Data(LightningDataModule):
         self._val: Any = None
 
     def train(self, rank: int, world: int, workers: int = 0) -> TrainLoader:
+        recipe = Recipe(**self.settings.recipe)
         return TrainLoader(
             self.train_set,
-            batch_size=self.settings.recipe["batch_size"],
+            batch_size=recipe.batch_size,
             seed=self.settings.seed,
             state=self.state,
             rank=rank,
             world=world,
             workers=workers,
             pin_memory=resolve_device(self.settings.device) == "cuda",
+            batches=self.task.train_batches(
+                self.train_set, recipe, self.settings.seed, rank, world
+            ),
+            collate_fn=self.task.collate(),
         )
 
     def val(self, rank: int, world: int, workers: int = 0) -> Any:
         return validation_loader(
-            self.val_set,
+            self.task.validation_set(self.val_set),
             batch_size=max(1, self.settings.recipe["batch_size"] // world),
             rank=rank,
             world=world,
             workers=workers,
             pin_memory=resolve_device(self.settings.device) == "cuda",
+            collate_fn=self.task.validation_collate(),
         )
 
     def train_dataloader(self) -> TrainLoader:
@@ -480,8 +497,9 @@ def _prepare_folder(settings: TrainSettings, *, resume: bool, overwrite: bool) -
         raise EngineError(f"train: cannot write to {run}: {error.strerror or error}") from error
 
 
-def _open(settings: TrainSettings, split: str, transform: Any = None) -> SegmentationDataset:
-    return open_dataset(
+def _open(settings: TrainSettings, split: str, transform: Any = None) -> Any:
+    return task_of(settings.model).open(
+        f"train: {settings.model}",
         settings.data,
         split,
         transform=transform,
@@ -493,11 +511,7 @@ def _open(settings: TrainSettings, split: str, transform: Any = None) -> Segment
     )
 
 
-def _train_transform(recipe: Recipe) -> PairTransform:
-    return build_train_transform(recipe, fill=mean_pixel(recipe.input))
-
-
-def _build_network(settings: TrainSettings, num_classes: int, *, resume: bool) -> nn.Module:
+def _build_network(settings: TrainSettings, of_data: dict[str, Any], *, resume: bool) -> nn.Module:
     # A checkpoint brings its own weights; those that the run began with need not be there any more.
     first = (
         {}
@@ -512,9 +526,8 @@ def _build_network(settings: TrainSettings, num_classes: int, *, resume: bool) -
     try:
         return create_model(
             settings.model,
-            num_classes=num_classes,
             **first,
-            **options,
+            **{**of_data, **options},
         )
     except (ValueError, TypeError, WeightsError, OSError) as error:
         raise EngineError(f"train: {error}") from error
@@ -526,7 +539,7 @@ def _complete(settings: TrainSettings, state: RunState) -> bool:
 
 
 def _result(run: Path, reason: str, state: RunState) -> FitResult:
-    return FitResult(run, reason, state.epoch, state.step, state.best_miou, state.best_epoch)
+    return FitResult(run, reason, state.epoch, state.step, state.best_score, state.best_epoch)
 
 
 def _how_to_go_on(run: Path) -> str:

@@ -23,6 +23,7 @@ from segkern.models import deconvnet, enet, segnet, segnet_basic  # isort: skip
 from segkern.models import danet, fc_densenet, gcn, gfrnet  # isort: skip
 from segkern.models import linknet, pspnet, refinenet  # isort: skip
 from segkern.models import deep_parsing_network  # isort: skip
+from segkern.models import aunet  # isort: skip
 from segkern.models import (
     deeplabv1,
     deeplabv2,
@@ -34,16 +35,20 @@ from segkern.models import (
 )  # isort: skip
 from segkern.models import fcn, patch_cnn, unet  # isort: skip
 from segkern.models import crfasrnn, random_forest, texton_forest  # isort: skip
+from segkern.models import maskrcnn  # isort: skip
+from segkern.models import decoupled_solo, solo, solov2  # isort: skip
 
 __all__ = [
     "LoadReport",
     "ModelEntry",
     "Recipe",
     "WeightsError",
+    "aunet",
     "create_model",
     "crfasrnn",
     "danet",
     "deconvnet",
+    "decoupled_solo",
     "deep_parsing_network",
     "deeplabv1",
     "deeplabv2",
@@ -62,6 +67,7 @@ __all__ = [
     "linknet",
     "list_models",
     "load_weights",
+    "maskrcnn",
     "patch_cnn",
     "preprocess",
     "pspnet",
@@ -73,5 +79,7 @@ __all__ = [
     "segnet",
     "segnet_basic",
     "texton_forest",
+    "solo",
+    "solov2",
     "unet",
 ]

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from segkern.models._instances import solo_ports
+
 StateDict = dict[str, Tensor]
 
 # Batch norm of torch, which ports leave at its default, and of Caffe's segmentation forks.
@@ -209,7 +211,24 @@ def _espnet_options(state_dict: StateDict) -> dict[str, Any]:
     return options
 
 
+def _solo(mark: str) -> tuple[Port, ...]:
+    """The release's files, which have ``mark`` in their head."""
+    return (
+        Port(
+            source="WXinlong/SOLO, the authors' release",
+            marks=(*solo_ports.MARKS, f"bbox_head.{mark}"),
+            convert=solo_ports.from_release,
+            infer=solo_ports.release_options,
+        ),
+    )
+
+
 _PORTS: dict[str, tuple[Port, ...]] = {
+    "solo": _solo("solo_ins_list.0.weight"),
+    "decoupled_solo": _solo("ins_convs_x.0.conv.weight"),
+    "decoupled_solo_light": _solo("dsolo_ins_list_x.0.weight"),
+    "solov2": _solo("solo_kernel.weight"),
+    "solov2_light": _solo("solo_kernel.weight"),
     "segnet": (
         Port(
             source="delta-onera/segnet_pytorch",

@@ -39,6 +39,8 @@ class ModelEntry:
         recipe: The paper's training recipe.
         head: Name of the parameter with one value per class, from which the number of classes of
             a weights file is read.
+        head_background: Whether that parameter has a value for the background too, where
+            ``num_classes`` counts one.
         reported: Results that the paper reports, by data set and metric.
         recipe_of: The recipe of a config whose numbers differ from ``recipe``, where some do.
         task: What the network finds: ``"semantic"`` classes of pixels, ``"instance"`` masks of
@@ -56,6 +58,7 @@ class ModelEntry:
     reported: Mapping[str, float] = field(default_factory=dict)
     recipe_of: Callable[[Any], Recipe] | None = None
     task: str = "semantic"
+    head_background: bool = True
 
     def choose_recipe(self, options: Mapping[str, Any]) -> Recipe:
         """The recipe of the network with these options, its own beside its config's defaults."""
@@ -84,6 +87,7 @@ def register_model(
     name: str | None = None,
     recipe_of: Callable[[Any], Recipe] | None = None,
     task: str = "semantic",
+    head_background: bool = True,
 ) -> Callable[[Callable[[Any], nn.Module]], Callable[[Any], nn.Module]]:
     """Enter a builder into the list of networks. The arguments are :class:`ModelEntry`'s.
 
@@ -116,6 +120,7 @@ def register_model(
             reported=dict(reported or {}),
             recipe_of=recipe_of,
             task=task,
+            head_background=head_background,
         )
         if task not in TASKS:
             shown = ", ".join(map(repr, TASKS))
@@ -259,7 +264,7 @@ def _recorded_options(entry: ModelEntry, opened: Weights) -> dict[str, Any]:
     options = dict(opened.options)
     head = opened.state_dict.get(entry.head)
     if head is not None:
-        options["num_classes"] = head.shape[0]
+        options["num_classes"] = head.shape[0] + (0 if entry.head_background else 1)
     return options
 
 

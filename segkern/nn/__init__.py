@@ -18,6 +18,7 @@ from segkern.nn.esp import ESPModule
 from segkern.nn.frozen_norm import FrozenBatchNorm2d, freeze_batch_norm
 from segkern.nn.gaussian_crf import GaussianCRF
 from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
+from segkern.nn.roi import PyramidRoIAlign, RoIAlign, RoIUpsample
 
 # `segkern.convert` is the function; what else converts networks is found beside it.
 convert.convolutionalize = convolutionalize
@@ -40,6 +41,9 @@ __all__ = [
     "MaxUnpool2d",
     "MixtureMRF",
     "MobileNetUnit",
+    "PyramidRoIAlign",
+    "RoIAlign",
+    "RoIUpsample",
     "SeparableConv2d",
     "ShuffleNetUnit",
     "Swap",

@@ -6,6 +6,7 @@ from segkern.ops.atrous_conv import atrous_conv2d
 from segkern.ops.atrous_separable import atrous_separable_conv2d
 from segkern.ops.block_min import block_min_pool, mixture_mean_field
 from segkern.ops.dense_crf import dense_crf
+from segkern.ops.dynamic_conv import dynamic_conv
 from segkern.ops.esp import esp_block
 from segkern.ops.gaussian_crf import SolveReport, gaussian_crf
 from segkern.ops.local_filter import local_quadratic_filter
@@ -32,6 +33,7 @@ __all__ = [
     "block_min_pool",
     "convert_pool_indices",
     "dense_crf",
+    "dynamic_conv",
     "esp_block",
     "gaussian_crf",
     "image_features",

@@ -13,6 +13,9 @@ from segkern.ops._boxes import Boxes, box_rows, check_floating, number, sampling
 
 #: RoiWeights of csrc/roi/roi.h, by mode and divide_by_count.
 _MODES = {("pinv", False): 1, ("pinv", True): 2, ("norm", False): 3, ("gather", False): 4}
+#: RoiReduction of csrc/roi/roi_ops.h.
+_SUM, _MEAN, _MAX = range(3)
+_REDUCTIONS = {"sum": _SUM, "mean": _MEAN, "max": _MAX}
 
 
 def roi_upsample(
@@ -41,14 +44,16 @@ def roi_upsample(
             "norm": bilinear samples of RoIAlign's grid spread their bin; a pixel is their weighted
             mean, so constants stay what they are. "pinv": each sample adds the smallest pixels of
             which it would read its bin's value, a sum over all samples (the published operator).
-        reduction: "mean" over the boxes that cover a pixel, or "sum".
+        reduction: over the boxes that cover a pixel, those with a weight above 0 at it: "mean",
+            "sum" or "max". A maximum is the largest of what the boxes write, also where that is
+            negative; it and its gradient are the first box's on ties, and a NaN's before all.
         sampling_ratio: samples a bin and axis, at most 1024; 0 or less takes one a pixel of the
             map, rounded up.
         aligned: as of roi_align; None is True for "norm" and False for "pinv".
         divide_by_count: divide by the samples of a bin; for "pinv" alone.
 
     Returns:
-        (N, C, H, W), in the dtype and memory format of `input`.
+        (N, C, H, W), in the dtype and memory format of `input`; 0 where no box is.
 
     Raises:
         ValueError, TypeError: an argument of the wrong form.
@@ -75,15 +80,14 @@ def roi_upsample(
         raise ValueError(f"{op}: output_size must be three sizes (N, H, W), got {output_size!r}")
     if mode not in ("gather", "norm", "pinv"):
         raise ValueError(f"{op}: mode must be 'gather', 'norm' or 'pinv', got {mode!r}")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"{op}: reduction must be 'mean' or 'sum', got {reduction!r}")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"{op}: reduction must be 'mean', 'sum' or 'max', got {reduction!r}")
     if divide_by_count and mode != "pinv":
         raise ValueError(f"{op}: divide_by_count must be False for mode {mode!r}, got True")
     rows = box_rows(op, rois, input)
     if rows.shape[0] != input.shape[0]:
         raise ValueError(
-            f"{op}: rois must be one for each of the {input.shape[0]} of input, "
-            f"got {rows.shape[0]}"
+            f"{op}: rois must be one for each of the {input.shape[0]} of input, got {rows.shape[0]}"
         )
     if input.is_cuda:
         _load.require_cuda(op)
@@ -93,7 +97,7 @@ def roi_upsample(
         *sizes,
         number(op, "spatial_scale", spatial_scale),
         _MODES[mode, bool(divide_by_count)],
-        reduction == "mean",
+        _REDUCTIONS[reduction],
         sampling(op, sampling_ratio),
         mode != "pinv" if aligned is None else bool(aligned),
     )[0]
@@ -101,7 +105,7 @@ def roi_upsample(
 
 @torch.library.register_fake("segkern::roi_upsample")
 def _roi_upsample_fake(
-    input, rois, batch, height, width, spatial_scale, mode, mean, sampling_ratio, aligned
+    input, rois, batch, height, width, spatial_scale, mode, reduction, sampling_ratio, aligned
 ):
     out = torch.empty(
         (batch, input.shape[1], height, width),
@@ -109,13 +113,15 @@ def _roi_upsample_fake(
         device=input.device,
         memory_format=suggest_memory_format(input),
     )
-    shape = (batch, 1, height, width) if mean else (0,)
+    if reduction == _MAX:
+        return out, torch.empty_like(out, dtype=torch.int32)
+    shape = (batch, 1, height, width) if reduction == _MEAN else (0,)
     return out, input.new_empty(shape, dtype=torch.int32)
 
 
 @torch.library.register_fake("segkern::_roi_upsample_backward")
 def _roi_upsample_backward_fake(
-    grad, rois, bins_h, bins_w, spatial_scale, mode, sampling_ratio, aligned
+    grad, rois, chosen, bins_h, bins_w, spatial_scale, mode, sampling_ratio, aligned
 ):
     return torch.empty(
         (rois.shape[0], grad.shape[1], bins_h, bins_w),
@@ -126,18 +132,19 @@ def _roi_upsample_backward_fake(
 
 
 def _setup_roi_upsample(ctx, inputs, output):
-    input, rois, _, _, _, scale, mode, mean, sampling_ratio, aligned = inputs
+    input, rois, _, _, _, scale, mode, reduction, sampling_ratio, aligned = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(rois, output[1])
-    ctx.mean = mean
+    ctx.reduction = reduction
     ctx.options = (*input.shape[2:], scale, mode, sampling_ratio, aligned)
 
 
 def _backward_roi_upsample(ctx, grad, _):
-    rois, coverage = ctx.saved_tensors
-    if ctx.mean:
-        grad = grad / coverage.clamp(min=1)
-    grad_input = torch.ops.segkern._roi_upsample_backward.default(grad, rois, *ctx.options)
+    rois, notes = ctx.saved_tensors
+    if ctx.reduction == _MEAN:
+        grad = grad / notes.clamp(min=1)
+    chosen = notes if ctx.reduction == _MAX else None
+    grad_input = torch.ops.segkern._roi_upsample_backward.default(grad, rois, chosen, *ctx.options)
     return grad_input, *(None,) * 9
 
 

@@ -99,6 +99,7 @@ def roi_upsample(
     images, *size = output_size
     total = input.new_zeros(images, input.shape[1], *size)
     count = input.new_zeros(images, 1, *size)
+    largest = input.new_zeros(images, input.shape[1], *size)
     for bins, roi in zip(input, rois):
         image = int(roi[0])
         if not 0 <= image < images:
@@ -114,7 +115,12 @@ def roi_upsample(
         )
         place = torch.zeros(images, 1, 1, 1, dtype=input.dtype)
         place[image] = 1
-        total = total + place * (down.to(input).T @ bins @ across.to(input))
-        covered = (down.sum(0) > 0)[:, None] & (across.sum(0) > 0)
-        count = count + place * covered
+        written = place * (down.to(input).T @ bins @ across.to(input))
+        covered = place * ((down.sum(0) > 0)[:, None] & (across.sum(0) > 0))
+        larger = (covered > 0) & ((count == 0) | (written > largest))
+        largest = torch.where(larger, written, largest)
+        total = total + written
+        count = count + covered
+    if reduction == "max":
+        return largest
     return total / count.clamp(min=1) if reduction == "mean" else total

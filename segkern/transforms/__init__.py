@@ -1,16 +1,28 @@
-"""Transforms of an image and its mask together, on torchvision transforms v2."""
+"""Transforms of an image and its mask, or its objects, together."""
 
 from segkern.transforms.elastic import ElasticDeformation, deform
+from segkern.transforms.instances import (
+    HorizontalFlip,
+    InstanceTransform,
+    LargeScaleJitter,
+    RandomCrop,
+    build_instance_transform,
+)
 from segkern.transforms.pair import PairTransform
 from segkern.transforms.presets import build_eval_transform, build_train_transform
 from segkern.transforms.steps import RandomScale, ResizePair
 
 __all__ = [
     "ElasticDeformation",
+    "HorizontalFlip",
+    "InstanceTransform",
+    "LargeScaleJitter",
     "PairTransform",
+    "RandomCrop",
     "RandomScale",
     "ResizePair",
     "build_eval_transform",
+    "build_instance_transform",
     "build_train_transform",
     "deform",
 ]

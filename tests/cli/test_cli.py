@@ -61,7 +61,10 @@ def test_models_lists_and_describes(segkern: Call) -> None:
     status, out, _ = segkern("models", "segnet*")
     assert "segnet_basic" in out and "deconvnet" not in out
     status, out, _ = segkern("models", "enet")
-    assert status == 0 and "weight_decay" in out and "0.0002" in out
+    assert status == 0 and "weight_decay" in out and "0.0002" in out and "semantic" in out
+    status, out, _ = segkern("models", "maskrcnn")
+    for word in ("instance", "milestones", "warmup_steps", "clip_norm", "aspect_groups"):
+        assert word in out, word
     status, _, err = segkern("models", "resnet")
     assert status == 2 and "no network matches 'resnet'" in err
 
@@ -86,6 +89,14 @@ def test_train_reports_and_goes_on(segkern: Call, run: Path) -> None:
         (("train", "enet", "--option", "depth"), "KEY=VALUE"),
         (("train", "enet", "--precision", "7"), "precision must be one of"),
         (("train", "enet", "--resume"), "there is no run"),
+        (("train", "maskrcnn", "--data", "synthetic"), "data sets that fit: synthetic-instances"),
+        (("train", "maskrcnn", "--crf"), "crf is for networks of classes of pixels"),
+        (("train", "enet", "--data", "synthetic-instances"), "data sets that fit: synthetic[:HxW]"),
+        (("train", "maskrcnn", "--milestones", "8,x"), "milestones must be numbers"),
+        (("train", "maskrcnn", "--milestones", "8,11"), "milestones must rise and lie between"),
+        (("train", "maskrcnn", "--clip-norm", "much"), "clip_norm must be numbers"),
+        (("train", "enet", "--jitter", "0.1,2"), "jitter means nothing to enet"),
+        (("train", "maskrcnn", "--jitter", "2"), "jitter must be LOW,HIGH"),
         (("evaluate", "nothing"), "no such checkpoint"),
         (("evaluate", "nothing", "--absent", "x"), "absent must be"),
         (("predict", "nothing", "nowhere.png"), "no such checkpoint"),
@@ -150,6 +161,17 @@ def test_predict_does_what_it_can_and_names_the_rest(
     assert (
         status == 1 and "3 images segmented" in text and "c.png" in err and "Traceback" not in err
     )
+
+
+def test_options_of_other_tasks_are_refused(segkern: Call, run: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(tmp_path / "a.png")
+    for option in (("--json",), ("--score", 0.3)):
+        status, _, err = segkern("predict", run, tmp_path / "a.png", "-o", tmp_path / "o", *option)
+        assert status == 2 and "is for networks of instances" in err
+    assert segkern("evaluate", run, "--score", 2)[0] == 2
+    status, _, err = segkern("evaluate", run, "--data", "synthetic-instances")
+    assert status == 2 and "enet finds classes of pixels" in err
+    assert not (tmp_path / "o").exists()
 
 
 def test_report_is_written(segkern: Call, run: Path, tmp_path: Path) -> None:

@@ -8,12 +8,16 @@ import importlib
 import pytest
 
 MODULES = {
+    "segkern.data.aspect": 2,
     "segkern.data.open": 2,
     "segkern.data.sampler": 1,
+    "segkern.transforms.instances": 3,
     "segkern.transforms.pair": 3,
     "segkern.losses.border": 3,
     "segkern.losses.cross_entropy": 3,
+    "segkern.metrics.coco": 6,
     "segkern.metrics.confusion": 1,
+    "segkern.metrics.panoptic": 9,
     "segkern.metrics.segmentation": 3,
 }
 

@@ -10,7 +10,7 @@ from segkern.data import CAMVID_CLASSES, DatasetError, open_dataset
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "coco:/tmp", "camvid", "camvid:", "folder:", "camvid:/no/such/folder"]
+    "spec", ["", "lvis:/tmp", "coco:", "camvid", "camvid:", "folder:", "camvid:/no/such/folder"]
 )
 def test_error_lists_the_known_forms(spec):
     with pytest.raises(DatasetError, match="camvid:DIR") as caught:

@@ -45,7 +45,7 @@ def test_a_run_leaves_what_is_promised(tmp_path: Path, device: str) -> None:
     assert all(0 <= row["val_miou"] <= 1 and row["train_loss"] > 0 for row in rows)
     card = read_card(run / "best.safetensors")
     assert card["config"]["name"] == "enet" and card["config"]["num_classes"] == 11
-    assert card["miou"] == pytest.approx(result.best_miou)
+    assert card["miou"] == pytest.approx(result.best_score)
     assert card["protocol"]["images"] == 5 and card["protocol"]["absent_classes"] == "skip"
     assert len(card["palette"]) == len(card["class_names"]) == 11 and card["input"] == "unit"
     rebuilt = create_model(weights=run / "best.safetensors", **card["config"])

@@ -253,10 +253,15 @@ def run_boxes() -> int:
                 )
                 out.backward(torch.ones_like(out))
                 for mode in ("gather", "norm", "pinv"):
-                    back = ops.roi_upsample(
-                        out.detach().requires_grad_(), rois, (2, 9, 35), mode=mode
-                    )
-                    back.backward(torch.ones_like(back))
+                    for reduction in ("mean", "max"):
+                        back = ops.roi_upsample(
+                            out.detach().requires_grad_(),
+                            rois,
+                            (2, 9, 35),
+                            mode=mode,
+                            reduction=reduction,
+                        )
+                        back.backward(torch.ones_like(back))
                 runs += 1
     ops.paste_masks(torch.rand(4, 28, 28, device="cuda"), rois[:, 1:], (30, 50), memory_limit=1)
     torch.cuda.synchronize()

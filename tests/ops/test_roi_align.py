@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -302,6 +304,26 @@ def test_hard_boxes(device):
     # Large, but not too large: the map is a corner of one bin.
     big = torch.tensor([[0, -4e6, -4e6, 4e6, 4e6]], device=device)
     assert ops.roi_align(x, big, 2).isfinite().all()
+
+
+ENDS = """
+import torch
+from segkern import ops
+ends = torch.arange(1.0, 200.0)
+rows = []
+for _ in range(39):
+    ends = torch.nextafter(ends, torch.tensor(0.0))
+    rows.append(torch.stack([0 * ends, 0 * ends, 0 * ends, ends, ends], 1))
+x = torch.ones(1, 1, 260, 260)
+for bins in (7, 14):
+    out = ops.roi_align(x, torch.cat(rows), bins, sampling_ratio=2, aligned=False)
+    assert (out - 1).abs().max() < 1e-5
+"""
+
+
+def test_boxes_that_end_just_below_a_pixel():
+    # In a process of its own: rounding once let a bin write beside the weights of its box.
+    subprocess.run([sys.executable, "-c", ENDS], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 4, 5), (2, 0, 4, 5), (2, 2, 0, 5), (2, 2, 4, 5)])

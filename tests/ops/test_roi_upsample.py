@@ -51,7 +51,7 @@ def compare(shape, size, scale, ratio, mode, reduction, dtype, layout, device):
     ]
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "max"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("shape", "size", "scale", "ratio"), CASES)
 def test_values_and_gradients(shape, size, scale, ratio, mode, reduction, device):
@@ -116,6 +116,51 @@ def test_worked_numbers(device):
     )
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_largest_box_wins(device, layout):
+    """Two boxes over one pixel each and one together: the larger, negative ones too, and its own
+    gradient; the first of equals; a NaN; 0 where no box is."""
+    first = torch.tensor([[5.0, 5], [-3, -3], [2, 2], [7, 7], [1, 1]])  # (C, 2)
+    second = torch.tensor([[4.0, 4], [-2, -2], [2, 2], [math.nan, 1], [9, 1]])
+    values = torch.stack([first, second])[:, :, None].to(device)
+    values = LAYOUTS[layout](values).requires_grad_()
+    rois = torch.tensor([[0, 0, 0, 2, 1], [0, 1, 0, 3, 1.0]], device=device)
+    out = ops.roi_upsample(values, rois, (2, 1, 4), reduction="max")
+    nan = math.nan
+    wanted = [[5.0, 5, 4, 0], [-3, -2, -2, 0], [2, 2, 2, 0], [7, nan, 1, 0], [1, 9, 1, 0]]
+    torch.testing.assert_close(
+        out[0, :, 0].cpu(), torch.tensor(wanted), rtol=0, atol=0, equal_nan=True
+    )
+    assert not out[1].any()
+    grad = torch.arange(1.0, 5, device=device).expand_as(out)
+    (own,) = torch.autograd.grad(out, values, grad)
+    wanted_own = [
+        [[1.0, 2], [1, 0], [1, 2], [1, 0], [1, 0]],
+        [[0.0, 3], [2, 3], [0, 3], [2, 3], [2, 3]],
+    ]
+    assert torch.equal(own[:, :, 0].cpu(), torch.tensor(wanted_own))
+
+
+def test_the_largest_is_the_mean_where_boxes_are_apart(device):
+    """Where one box covers a pixel the three reductions agree, 300 boxes on a map of 70 x 90."""
+    generator = torch.Generator().manual_seed(5)
+    rois = boxes(300, 2, 70, 90, 1.0).float().to(device)
+    rois[:, 3:] = rois[:, 1:3] + (rois[:, 3:] - rois[:, 1:3]) * 0.15
+    values = torch.randn(300, 3, 4, 4, generator=generator).to(device)
+    found = {
+        name: ops.roi_upsample(values, rois, (2, 70, 90), reduction=name)
+        for name in ("sum", "mean", "max")
+    }
+    ones = torch.ones(300, 1, 1, 1, device=device)
+    depth = torch.zeros(2, 1, 70, 90, device=device)
+    for roi, one in zip(rois, ones):
+        depth += ops.roi_upsample(one[None], roi[None], (2, 70, 90), mode="gather") > 0
+    once = (depth == 1).expand_as(found["sum"])
+    assert once.any() and (depth > 3).any()
+    torch.testing.assert_close(found["max"][once], found["mean"][once])
+    assert (found["max"] >= found["mean"] - 1e-5).all()
+
+
 def test_pinv_is_the_inverse_of_roi_align():
     """With one sample a bin and no pixel in common, reading what was written gives it back."""
     values = torch.randn(1, 3, 3, 4, dtype=torch.float64)
@@ -141,15 +186,18 @@ def test_opcheck(device):
     for layout in ("contiguous", "channels_last"):
         given = LAYOUTS[layout](values).requires_grad_()
         for mode in range(1, 5):
-            mean = mode > 2
-            torch.library.opcheck(forward, (given, rois, 2, 9, 8, 1.0, mode, mean, 0, True))
+            reduction = mode % 3
+            torch.library.opcheck(forward, (given, rois, 2, 9, 8, 1.0, mode, reduction, 0, True))
         grad = LAYOUTS[layout](torch.randn(2, 3, 9, 8, device=device))
-        torch.library.opcheck(backward, (grad, rois, 3, 2, 1.0, 4, 0, True))
+        _, chosen = forward(given, rois, 2, 9, 8, 1.0, 4, 2, 0, True)
+        for owners in (None, chosen):
+            torch.library.opcheck(backward, (grad, rois, owners, 3, 2, 1.0, 4, 0, True))
 
 
 def test_compiles_in_one_graph():
     def run(values, rois):
-        return ops.roi_upsample(values, rois, (2, 9, 8)) + 1
+        largest = ops.roi_upsample(values, rois, (2, 9, 8), reduction="max")
+        return ops.roi_upsample(values, rois, (2, 9, 8)) + largest
 
     compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
     for count in (4, 7):
@@ -159,9 +207,10 @@ def test_compiles_in_one_graph():
 
 def test_gradcheck():
     rois = boxes(3, 1, 6, 7, 1.0)
-    for mode in MODES:
+    for mode, reduction in [(mode, "mean") for mode in MODES] + [(mode, "max") for mode in MODES]:
+        given = {"reduction": reduction, **arguments_of(mode)}
         assert torch.autograd.gradcheck(
-            lambda v, m=mode: ops.roi_upsample(v, rois, (1, 6, 7), **arguments_of(m)),
+            lambda v, given=given: ops.roi_upsample(v, rois, (1, 6, 7), **given),
             torch.randn(3, 2, 2, 3, dtype=torch.float64, requires_grad=True),
         )
 
@@ -169,12 +218,13 @@ def test_gradcheck():
 def test_cuda_repeats_give_the_same_bits(cuda):
     values = torch.randn(40, 9, 14, 14, device=cuda, requires_grad=True)
     rois = boxes(40, 2, 50, 60, 1.0).to(cuda)
-    found = []
-    for _ in range(20):
-        out = ops.roi_upsample(values, rois, (2, 50, 60))
-        found.append((out, *torch.autograd.grad(out.square().sum(), values)))
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other))
+    for reduction in ("mean", "max"):
+        found = []
+        for _ in range(20):
+            out = ops.roi_upsample(values, rois, (2, 50, 60), reduction=reduction)
+            found.append((out, *torch.autograd.grad(out.square().sum(), values)))
+        for other in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], other))
 
 
 def test_hard_boxes(device):
@@ -182,8 +232,8 @@ def test_hard_boxes(device):
     rows += [[v, 1, 1, 4, 4] for v in (-1, 1, math.nan, math.inf)] + [[0, 90, 90, 99, 99]]
     rois = torch.tensor(rows, dtype=torch.float32, device=device)
     values = torch.ones(len(rois), 2, 3, 3, device=device, requires_grad=True)
-    for mode in ("gather", "norm", "pinv"):
-        out = ops.roi_upsample(values, rois, (1, 6, 7), mode=mode)
+    for mode, reduction in (("gather", "mean"), ("norm", "mean"), ("pinv", "sum"), ("norm", "max")):
+        out = ops.roi_upsample(values, rois, (1, 6, 7), mode=mode, reduction=reduction)
         assert not out.any()
         (grad,) = torch.autograd.grad(out.sum(), values)
         assert not grad.any()
@@ -195,7 +245,7 @@ def test_hard_boxes(device):
 @pytest.mark.parametrize("size", [(0, 4, 5), (2, 0, 5), (2, 4, 5)])
 def test_without_elements(size, device):
     values = torch.rand(0, 3, 2, 2, device=device, requires_grad=True)
-    for reduction in ("mean", "sum"):
+    for reduction in ("mean", "sum", "max"):
         out = ops.roi_upsample(values, torch.zeros(0, 5, device=device), size, reduction=reduction)
         assert out.shape == (size[0], 3, *size[1:])
         assert not out.any()
@@ -213,7 +263,7 @@ def test_without_elements(size, device):
         ({"output_size": (1, -4, 5)}, ValueError, "output_size must be three sizes"),
         ({"output_size": (1, 2**24, 1)}, RuntimeError, "maps must have at most"),
         ({"mode": "max"}, ValueError, "mode must be"),
-        ({"reduction": "max"}, ValueError, "reduction must be"),
+        ({"reduction": "min"}, ValueError, "reduction must be"),
         ({"divide_by_count": True}, ValueError, "divide_by_count must be False"),
         ({"spatial_scale": -1}, ValueError, "spatial_scale must be positive"),
         ({"sampling_ratio": True}, TypeError, "sampling_ratio must be an integer"),

@@ -190,7 +190,7 @@ def test_core_imports_without_the_extras():
         "        if name.split('.')[0] in blocked:\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
-        "import torch, segkern\n"
+        "import torch, segkern, segkern.metrics\n"
         "net = segkern.create_model('enet', num_classes=3).eval()\n"
         "assert net(torch.rand(1, 3, 16, 16))['out'].shape == (1, 3, 16, 16)\n"
     )

@@ -65,9 +65,10 @@ RoiParams params_of(const std::string& dtype, const std::vector<py::array>& maps
   return p;
 }
 
-// coverage: int32 (images, H, W), or empty for sums; only written.
+// coverage: int32 (images, H, W), or empty; only written. chosen: int32 of the map's shape for the
+// largest of the boxes, written where the map is and read where it is, or empty.
 void run(bool write, const std::string& dtype, std::vector<py::array> maps, py::array boxes,
-         py::array bins, py::array coverage, std::vector<double> scales,
+         py::array bins, py::array coverage, py::array chosen, std::vector<double> scales,
          std::vector<double> limits, int weights, int64_t sampling_ratio, bool aligned,
          bool channels_last) {
   RoiParams p = params_of(dtype, maps, boxes, bins, scales, limits, weights, sampling_ratio,
@@ -77,9 +78,10 @@ void run(bool write, const std::string& dtype, std::vector<py::array> maps, py::
     levels.push_back(std::make_unique<DeviceBuffer>(maps[k]));
     p.level[k].data = levels[k]->as();
   }
-  DeviceBuffer rows(boxes), values(bins), counts(coverage);
+  DeviceBuffer rows(boxes), values(bins), counts(coverage), owners(chosen);
   p.boxes = rows.as();
   p.bins = values.as();
+  p.chosen = chosen.size() > 0 ? owners.as<int32_t>() : nullptr;
   if (write) {
     p.coverage = coverage.size() > 0 ? counts.as<int32_t>() : nullptr;
     segkern::roi_write(p, SimtLauncher{});
@@ -87,6 +89,7 @@ void run(bool write, const std::string& dtype, std::vector<py::array> maps, py::
       level->copy_back();
     }
     counts.copy_back();
+    owners.copy_back();
   } else {
     segkern::roi_read(p, SimtLauncher{});
     values.copy_back();

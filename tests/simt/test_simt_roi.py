@@ -58,6 +58,17 @@ CASES = [
 ]
 
 
+def largest_of(matrices, values, shape):
+    """(images, C, H, W) largest of what the boxes with a weight at a pixel write, and whose it is,
+    -1 for none, from :func:`double_matrices`."""
+    written = torch.einsum("kbip,kcb->kicp", matrices, values)
+    covered = (matrices > 0).any(1)[:, :, None]
+    candidates = torch.where(covered, written, -torch.inf)
+    best, owner = candidates.max(0)  # the first of equals
+    none = ~covered.any(0).expand_as(best)
+    return best.masked_fill(none, 0.0).view(shape), owner.masked_fill(none, -1).view(shape)
+
+
 def double_matrices(rois, bins, shape, mode, ratio, aligned):
     """(K, bins, images x pixels) of the transform of each box; zeros where it has no image."""
     images, _, height, width = shape
@@ -94,26 +105,40 @@ def test_reading_and_writing(case, dtype, channels_last):
     def run():
         out = poisoned(module, given_bins.shape, given_bins.dtype)
         none = np.zeros(0, np.int32)
-        module.run(False, name, [given_map], to_array(rois), out, none, *arguments)
-        total, mean = (poisoned(module, given_map.shape, given_map.dtype) for _ in range(2))
+        module.run(False, name, [given_map], to_array(rois), out, none, none, *arguments)
+        total, mean, most = (poisoned(module, given_map.shape, given_map.dtype) for _ in range(3))
         counts = poisoned(module, (images, height, width), np.int32)
-        module.run(True, name, [total], to_array(rois), given_bins, none, *arguments)
-        module.run(True, name, [mean], to_array(rois), given_bins, counts, *arguments)
-        return [out, total, mean, counts]
+        owners = poisoned(module, given_map.shape, np.int32)
+        module.run(True, name, [total], to_array(rois), given_bins, none, none, *arguments)
+        module.run(True, name, [mean], to_array(rois), given_bins, counts, none, *arguments)
+        module.run(True, name, [most], to_array(rois), given_bins, none, owners, *arguments)
+        own = poisoned(module, given_bins.shape, given_bins.dtype)
+        module.run(False, name, [given_map], to_array(rois), own, none, owners, *arguments)
+        return [out, total, mean, counts, most, owners, own]
 
-    out, total, mean, counts = check_orders(module, run)
+    out, total, mean, counts, most, owners, own = check_orders(module, run)
     matrices = double_matrices(rois.double(), bins, shape, mode, ratio, aligned)
     pixels = x.double().flatten(2)
     wanted_bins = torch.einsum("kbip,icp->kcb", matrices, pixels).view(values.shape)
     wanted = torch.einsum("kbip,kcb->icp", matrices, values.double().flatten(2)).view(shape)
     covered = (matrices > 0).any(1).sum(0).view(images, 1, height, width)
     assert torch.equal(torch.from_numpy(counts), covered[:, 0].int())
+    largest, owner = largest_of(matrices, values.double().flatten(2), shape)
+    owners = torch.from_numpy(owners)
+    owners = (owners.movedim(-1, 1) if channels_last else owners).long()
+    assert (owners == owner).float().mean() > 0.999, "rounding decides a few near-ties at most"
+    assert torch.equal(owners < 0, covered.expand(shape) == 0)
+    chosen = torch.nn.functional.one_hot(owners + 1, len(rois) + 1)[..., 1:].double()
+    mine = torch.einsum("ichwk,ichw->kichw", chosen, x.double())
+    wanted_own = torch.einsum("kbip,kicp->kcb", matrices, mine.flatten(3)).view(values.shape)
     # Positions are float32 where elements are not double.
     tolerance = torch.finfo(dtype).eps + (1e-12 if dtype == torch.float64 else 2e-5)
     for array, want in (
         (out, wanted_bins),
         (total, wanted),
         (mean, wanted / covered.clamp(min=1)),
+        (most, largest),
+        (own, wanted_own),
     ):
         found = to_double(array, dtype)
         found = found.movedim(-1, 1) if channels_last else found
@@ -133,10 +158,10 @@ def test_levels(channels_last):
     options = ([1.0, 0.5], [8.0], 0, 2, True, channels_last)
     out = to_array(in_memory(torch.zeros_like(values), channels_last))
     none = np.zeros(0, np.int32)
-    module.run(False, "float32", maps, to_array(rois), out, none, *options)
+    module.run(False, "float32", maps, to_array(rois), out, none, none, *options)
     grads = [np.full_like(level, np.nan) for level in maps]
     given = to_array(in_memory(values, channels_last))
-    module.run(True, "float32", grads, to_array(rois), given, none, *options)
+    module.run(True, "float32", grads, to_array(rois), given, none, none, *options)
     size = (rois[:, 3:] - rois[:, 1:3]).prod(1).sqrt()
     coarse = size >= 8
     assert 20 < coarse.sum() < 250
@@ -164,9 +189,10 @@ def test_sanitized():
             values = to_array(in_memory(torch.randn(len(rois), channels, *bins), last))
             counts = np.zeros((images, height, width), np.int32)
             options = ([0.9], [], MODES.index(mode), ratio, aligned, last)
-            for write in (False, True):
-                calls.append(
-                    Call("run", (write, "float32", [x], rois, values, counts, *options), label=mode)
-                )
+            none = np.zeros(0, np.int32)
+            for notes in ((counts, none), (none, np.zeros(x.shape, np.int32))):
+                for write in (False, True):
+                    arguments = (write, "float32", [x], rois, values, *notes, *options)
+                    calls.append(Call("run", arguments, label=mode))
     for result in run_sanitized("roi", calls):
         assert not isinstance(result, RuntimeError), result
