@@ -56,9 +56,9 @@ def check_fit(settings: TrainSettings, *, resume: bool) -> None:
 def fit_at_once(
     network: nn.Module,
     settings: TrainSettings,
+    task: Task,
     train_set: SegmentationDataset,
     val_set: SegmentationDataset,
-    task: Task,
     journal: Journal,
 ) -> dict[str, Any]:
     """Fit `network`, measure it, and write best.safetensors and metrics.csv; the measured figures.

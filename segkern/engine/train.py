@@ -145,7 +145,7 @@ def _fit_at_once(
             f"train: {settings.model} is trained by steps: optimizer must not be 'fit'"
         )
     _prepare_folder(settings, resume=resume, overwrite=overwrite)
-    measured = fit_at_once(network, settings, train_set, val_set, task, Journal(run, show))
+    measured = fit_at_once(network, settings, task, train_set, val_set, Journal(run, show))
     return FitResult(run, "epochs", 1, 1, measured["miou"], 1)
 
 
