@@ -140,7 +140,7 @@ def read_run(run: Path, hardware: str) -> dict[str, Any]:
         "pixel_accuracy": card["pixel_accuracy"],
         "epoch": card["epoch"],
         "step": card["step"],
-        "seconds": _seconds(run),
+        **_effort(run),
         "hardware": hardware,
         "precision": json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"][
             "precision"
@@ -155,15 +155,16 @@ def read_run(run: Path, hardware: str) -> dict[str, Any]:
     }
 
 
-def _seconds(run: Path) -> float | None:
-    """Seconds of training: the checkpoint's, or those that a fit at once has logged."""
+def _effort(run: Path) -> dict[str, float | None]:
+    """Seconds and most bytes of a training: the checkpoint's, or what a fit at once has logged."""
     if (run / "last.ckpt").is_file():
         from segkern.engine.checkpoint import read_state
 
-        return round(read_state(run / "last.ckpt").seconds, 1)
+        state = read_state(run / "last.ckpt")
+        return {"seconds": round(state.seconds, 1), "peak_bytes": state.peak_memory or None}
     last = (run / "log.txt").read_text(encoding="utf-8").splitlines()[-1]
     found = re.search(r"(\d+) s$", last)
-    return float(found[1]) if found else None
+    return {"seconds": float(found[1]) if found else None, "peak_bytes": None}
 
 
 def recorded(folder: Path) -> dict[str, dict[str, Any]]:
@@ -249,6 +250,8 @@ def _protocol(run: Mapping[str, Any]) -> str:
     if run["seconds"]:
         hours, minutes = divmod(round(run["seconds"] / 60), 60)
         parts.append(f"{hours} h {minutes:02d} min" if hours else f"{max(minutes, 1)} min")
+    if run.get("peak_bytes"):
+        parts.append(f"{run['peak_bytes'] / _MIB:.0f} MiB")
     if run["hardware"]:
         parts.append(run["hardware"])
     return ", ".join(parts)
@@ -264,8 +267,8 @@ def block(folder: Path = FOLDER) -> str:
         f"Parameters at the paper's number of classes; operations and times for one image of "
         f"{size} at {CLASSES} classes, two operations a multiplication and addition in "
         "convolutions and matrix products; peak: memory of a pass above the weights and the image. "
-        "mIoU without ignored pixels, absent classes left out of the mean; training time with "
-        "validation. Empty: not run."
+        "mIoU without ignored pixels, absent classes left out of the mean; time and memory of the "
+        "training with validation. Empty: not run."
     )
     return "\n".join([*markdown(head, table, words=4), "", textwrap.fill(note, 100)]) + "\n"
 

@@ -119,6 +119,7 @@ def test_a_run_is_recorded(name, tmp_path, monkeypatch):
     assert first == second
     assert first["network"] == name and first["hardware"] == "a desk"
     assert first["images"] == 2 and 0 <= first["miou"] <= 1 and first["seconds"] >= 0
+    assert first["peak_bytes"] > 2**20
     # Drawn scenes are no CamVid.
     assert networks.recorded(folder).keys() == networks.recorded(tmp_path / "none").keys()
     shutil.rmtree(folder)

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from segkern.engine.checkpoint import BEST, LAST, LOG, METRICS
 from segkern.engine.errors import RunStopped
 from segkern.engine.files import write_atomic
+from segkern.engine.memory import peak_memory
 from segkern.engine.module import distributed
 from segkern.engine.state import RunState, capture_rng, restore_rng
 
@@ -197,6 +198,7 @@ class Recorder(Callback):
         now = time.monotonic()
         elapsed, self._epoch_started = now - self._epoch_started, now
         state.seconds += elapsed
+        state.peak_memory = max(state.peak_memory, peak_memory(module.device))
         state.losses = gather((state.loss_sum, state.loss_count))
         if trainer.is_global_zero:
             self._write(rows)

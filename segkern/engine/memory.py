@@ -1,9 +1,13 @@
-"""The C library's heap during training on the CPU."""
+"""Memory of a run: the C library's heap on the CPU, and the most that was taken."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import resource
+import sys
+
+import torch
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
@@ -23,3 +27,11 @@ def keep_freed_memory() -> bool:
     return bool(library.mallopt(_M_MMAP_MAX, 0)) and bool(
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes so far: of torch's tensors on a GPU, of the whole process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most

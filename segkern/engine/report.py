@@ -111,6 +111,8 @@ def _tiles(parts: ReportParts, trained: Trained, state: Any) -> str:
     tiles.append(("Parameters", _count(parameters)))
     if state is not None:
         tiles.append((f"Training, {state.step:,} steps", _duration(state.seconds)))
+        if state.peak_memory:
+            tiles.append(("Peak memory of training", f"{state.peak_memory >> 20:,} MiB"))
     return "".join(
         f'<div class="tile"><div class="value">{escape(value)}</div><div>{escape(name)}</div></div>'
         for name, value in tiles

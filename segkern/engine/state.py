@@ -51,8 +51,8 @@ class RunState:
 
     epoch: epochs completed; batch: batches done of the epoch after those; step: optimiser steps
     done. loss_sum, loss_count: of the unfinished epoch, on this process. rows: one per finished
-    epoch, as in metrics.csv. seconds: of work so far, resumed ones included. rng: one entry per
-    process, from `capture_rng`. best_score: the largest score of a validation so far, of the kind
+    epoch, as in metrics.csv. seconds: of work so far, resumed ones included. peak_memory: bytes, see
+    `segkern.engine.memory.peak_memory`. rng: one entry per process, from `capture_rng`. best_score: the largest score of a validation so far, of the kind
     that the run's task is judged by.
     """
 
@@ -64,6 +64,7 @@ class RunState:
     best_score: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
+    peak_memory: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     rng: list[dict[str, Any]] = field(default_factory=list)
     losses: list[tuple[float, int]] = field(default_factory=list)

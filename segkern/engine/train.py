@@ -249,7 +249,7 @@ class Job:
                 f"stopped by {reason}: {result.epochs} epochs, {result.steps} steps, "
                 f"best val {self.task.score_title} {result.best_score:.4f} "
                 f"(epoch {result.best_epoch}), "
-                f"{time.monotonic() - self.started:.0f} s"
+                f"{time.monotonic() - self.started:.0f} s, {self.state.peak_memory >> 20} MiB"
             )
         return result
 
