@@ -51,9 +51,10 @@ class RunState:
 
     epoch: epochs completed; batch: batches done of the epoch after those; step: optimiser steps
     done. loss_sum, loss_count: of the unfinished epoch, on this process. rows: one per finished
-    epoch, as in metrics.csv. seconds: of work so far, resumed ones included. peak_memory: bytes, see
-    `segkern.engine.memory.peak_memory`. rng: one entry per process, from `capture_rng`. best_score: the largest score of a validation so far, of the kind
-    that the run's task is judged by.
+    epoch, as in metrics.csv. seconds: of work so far, resumed ones included. peak_memory: bytes,
+    see `segkern.engine.memory.peak_memory`. rng: one entry per process, from `capture_rng`.
+    best_score: the largest score of a validation so far, of the kind that the run's task is judged
+    by.
     """
 
     epoch: int = 0
