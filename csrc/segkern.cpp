@@ -44,6 +44,16 @@ STABLE_TORCH_LIBRARY(segkern, m) {
   m.def(
       "_dense_conv2d_grad_weight(Tensor grad, Tensor input, int kernel_h, int kernel_w, "
       "int[] stride, int[] padding, int[] dilation) -> Tensor");
+  // The same by Hopper's own instructions, on GPUs of compute capability 9.0, of stride 1.
+  m.def(
+      "wgmma_conv2d(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, "
+      "Tensor? slope, int[] stride, int[] padding, int[] dilation, int activation) -> Tensor");
+  m.def(
+      "_wgmma_conv2d_grad_input(Tensor grad, Tensor weight, SymInt input_h, SymInt input_w, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
+  m.def(
+      "_wgmma_conv2d_grad_weight(Tensor grad, Tensor input, int kernel_h, int kernel_w, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
   m.def(
       "_depthwise_conv2d_grad_input(Tensor grad, Tensor weight, SymInt input_h, SymInt input_w, "
       "int[] stride, int[] padding, int[] dilation) -> Tensor");

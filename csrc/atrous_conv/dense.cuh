@@ -4,13 +4,12 @@
 #pragma once
 
 #include "../common/mma.cuh"
-#include "dense.h"
+#include "dense_tiles.h"
 #include "epilogue.cuh"
 
 namespace segkern {
 namespace {
 
-constexpr int kDensePixels = 128;    // of a block's tile
 constexpr int kDenseChannels = 128;  // output channels of a tile
 constexpr int kDenseDepth = 32;      // input channels of a step
 constexpr int kDenseStages = 4;      // steps that are in shared memory
@@ -22,13 +21,6 @@ static_assert(kDensePixels == kDenseChannels, "both operands are loaded by the s
 
 struct alignas(16) Chunk {
   uint32_t words[4];
-};
-
-// The tile of a block: height x width output pixels of one image, at most kDensePixels. Counts of
-// tiles along the image and of blocks of output channels.
-struct DenseTiles {
-  int32_t height, width;
-  int32_t down, across, channels;
 };
 
 // Where chunk `chunk` of row `row` lies: eight rows of one chunk fall into different banks.

@@ -48,6 +48,8 @@ struct DenseWeightGradParams {
 
 #if defined(USE_CUDA)
 void launch_dense_conv(const DenseParams& params, cudaStream_t stream);
+// The same of stride 1 by Hopper's own instructions, on devices of compute capability 9.0.
+void launch_wgmma_conv(const DenseParams& params, cudaStream_t stream);
 // `partial` is a workspace of dense_partial_elements floats.
 int64_t dense_partial_elements(const DenseWeightGradParams& params);
 void launch_dense_weight_grad(const DenseWeightGradParams& params, float* partial,

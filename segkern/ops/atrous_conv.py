@@ -147,6 +147,10 @@ def run_convolution(
     if choice == "segkern" and kind == "dense" and dense.takes(x, weight, window, epilogue):
         y = dense.dense_conv2d(x, weight, window, epilogue)
         return y if channels_last else y.contiguous()
+    if choice == "wgmma":
+        dense.check_wgmma("atrous_conv2d", x, weight, window, epilogue)
+        y = dense.dense_conv2d(x, weight, window, epilogue, wgmma=True)
+        return y if channels_last else y.contiguous()
     return _torch_convolution(
         x, weight, window, groups, epilogue, choice == "torch_channels_last" and not channels_last
     )

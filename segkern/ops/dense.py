@@ -1,6 +1,7 @@
-"""The native dense convolution for CUDA: its fake kernels, autograd, and what it takes.
+"""The native dense convolutions for CUDA: their fake kernels, autograd, and what they take.
 
-The public call is atrous_conv2d, which asks :func:`takes` first.
+The public call is atrous_conv2d. It asks :func:`takes` before it runs the portable kernel, and
+:func:`check_wgmma` before the one for Hopper, which runs only where the table is told so by name.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from torch import Tensor
 from segkern import _load
 from segkern.ops._conv_autograd import register_convolution
 from segkern.ops._convolution import ACTIVATIONS, Epilogue, Window, conv_length, wants_grad
-
-_forward = torch.ops.segkern.dense_conv2d.default
 
 # csrc/atrous_conv/dense.h
 _MAX_TAPS = 256
@@ -39,10 +38,47 @@ def takes(x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue) -> bool
     return small and weight.shape[0] % _VECTOR == 0 and window.stride == [1, 1]
 
 
-def dense_conv2d(x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue) -> Tensor:
+def check_wgmma(op: str, x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue) -> None:
+    """Raises ValueError or TypeError with what the kernel for Hopper does not take of a call.
+
+    It takes what :func:`takes` allows, of stride 1, and less than 2**31 output pixels times blocks
+    of 128 output channels. That the GPU is of compute capability 9.0 is found out at the launch.
+    """
+    kernel = "for the kernel 'wgmma'"
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        raise TypeError(f"{op}: x must be float16 or bfloat16 {kernel}, got {x.dtype}")
+    if x.shape[1] % _VECTOR:
+        raise ValueError(
+            f"{op}: x must have a multiple of {_VECTOR} channels {kernel}, got {x.shape[1]}"
+        )
+    if window.stride != [1, 1]:
+        raise ValueError(f"{op}: stride must be 1 {kernel}, got {window.stride}")
+    if weight.shape[2] * weight.shape[3] > _MAX_TAPS:
+        raise ValueError(
+            f"{op}: weight must have at most {_MAX_TAPS} taps {kernel}, got "
+            f"{weight.shape[2]}x{weight.shape[3]}"
+        )
+    training = wants_grad(x, weight, *epilogue.tensors())
+    if training and weight.shape[0] % _VECTOR:
+        raise ValueError(
+            f"{op}: weight must have a multiple of {_VECTOR} output channels {kernel} with "
+            f"autograd, got {weight.shape[0]}"
+        )
+    if not takes(x, weight, window, epilogue):
+        raise ValueError(f"{op}: x must be smaller {kernel}, got {tuple(x.shape)}")
+    if not x.is_cuda:
+        raise ValueError(
+            f"{op}: x must be on a GPU of compute capability 9.0 {kernel}, got {x.device}"
+        )
+
+
+def dense_conv2d(
+    x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue, *, wgmma: bool = False
+) -> Tensor:
     """Checked arguments that the kernel takes; the result is channels-last."""
     _load.require_cuda("atrous_conv2d")
-    return _forward(
+    forward = torch.ops.segkern.wgmma_conv2d if wgmma else torch.ops.segkern.dense_conv2d
+    return forward.default(
         x,
         weight,
         epilogue.scale,
@@ -54,7 +90,6 @@ def dense_conv2d(x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue) 
     )
 
 
-@torch.library.register_fake("segkern::dense_conv2d")
 def _dense_fake(
     input, weight, scale, shift, residual, slope, stride, padding, dilation, activation
 ):
@@ -71,16 +106,18 @@ def _dense_fake(
     )
 
 
-@torch.library.register_fake("segkern::_dense_conv2d_grad_input")
 def _grad_input_fake(grad, weight, input_h, input_w, stride, padding, dilation):
     sizes = [grad.shape[0], weight.shape[1], input_h, input_w]
     return grad.new_empty(sizes).contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("segkern::_dense_conv2d_grad_weight")
 def _grad_weight_fake(grad, input, kernel_h, kernel_w, stride, padding, dilation):
     sizes = [grad.shape[1], input.shape[1], kernel_h, kernel_w]
     return input.new_empty(sizes).contiguous(memory_format=torch.channels_last)
 
 
-register_convolution("dense_conv2d")
+for _name in ("dense_conv2d", "wgmma_conv2d"):
+    torch.library.register_fake(f"segkern::{_name}", _dense_fake)
+    torch.library.register_fake(f"segkern::_{_name}_grad_input", _grad_input_fake)
+    torch.library.register_fake(f"segkern::_{_name}_grad_weight", _grad_weight_fake)
+    register_convolution(_name)
