@@ -1,6 +1,6 @@
-// Dense convolution on tensor cores by mma.m16n8k16: an implicit matrix product of pixels x (taps,
-// input channels) by (taps, input channels) x output channels, without the taps that meet only
-// padding in the tile of a block.
+// Dense convolution on tensor cores by mma.m16n8k16, of float32 by mma.m16n8k8 in TF32: an implicit
+// matrix product of pixels x (taps, input channels) by (taps, input channels) x output channels,
+// without the taps that meet only padding in the tile of a block.
 #pragma once
 
 #include "../common/mma.cuh"
@@ -11,9 +11,8 @@ namespace segkern {
 namespace {
 
 constexpr int kDenseChannels = 128;  // output channels of a tile
-constexpr int kDenseDepth = 32;      // input channels of a step
 constexpr int kDenseStages = 4;      // steps that are in shared memory
-constexpr int kDenseRow = kDenseDepth / 8;  // 16-byte chunks of a row of a step
+constexpr int kDenseRow = 4;         // 16-byte chunks of a row of a step
 constexpr int kDenseTile = kDensePixels * kDenseRow;
 constexpr int kDenseStage = 2 * kDenseTile;  // chunks of a step: pixels, then output channels
 constexpr int kDenseShared = kDenseStages * kDenseStage * 16;  // bytes
@@ -26,6 +25,14 @@ struct alignas(16) Chunk {
 // Where chunk `chunk` of row `row` lies: eight rows of one chunk fall into different banks.
 __device__ __forceinline__ int dense_chunk(int row, int chunk) {
   return row * kDenseRow + (chunk ^ (row >> 1 & (kDenseRow - 1)));
+}
+
+template <typename T>
+__device__ __forceinline__ void round_operands(uint32_t (&words)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    words[i] = round_operand<T>(words[i]);
+  }
 }
 
 // Whether a tap meets the input from any of `count` outputs on from `first`, along one axis.
@@ -42,13 +49,14 @@ __device__ __forceinline__ bool meets(int64_t first, int64_t count, int64_t stri
 }
 
 // A block owns a tile of pixels and 128 output channels; a warp 32 pixels by 64 channels of it, 64
-// sums a thread. Steps of 32 input channels of one tap go through a ring of four stages in shared
+// sums a thread. Steps of 32 input channels (16 of float32) of one tap go through a ring of four stages in shared
 // memory (64 KB). Each input element is read once for each tap that is not skipped and each 128
 // output channels, from the L2 cache but for the first time. Bound by the tensor cores. One order
 // of summation: taps in raster order, then channels.
 template <typename T>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     dense_conv_kernel(DenseParams p, DenseTiles tiles) {
+  constexpr int kLanes = 16 / sizeof(T);  // of a chunk
   SEGKERN_DYNAMIC_SHARED(Chunk, ring);
   __shared__ int live[kMaxDenseTaps], shift_y[kMaxDenseTaps], shift_x[kMaxDenseTaps];
   __shared__ int live_count;
@@ -109,7 +117,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       Chunk* const pixels = ring + stage * kDenseStage;
       Chunk* const channels = pixels + kDenseTile;
       const int tap = live[next_tap];
-      const int from = next_channel + chunk * static_cast<int>(kDenseVector);
+      const int from = next_channel + chunk * kLanes;
       const bool there = from < in_channels;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -124,7 +132,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         source = known ? weight + weight_row * in_channels + from : weight;
         copies.copy(channels + dense_chunk(row + i * kRows, chunk), source, known);
       }
-      next_channel += kDenseDepth;
+      next_channel += kDenseRow * kLanes;
       if (next_channel >= in_channels) {
         next_channel = 0;
         ++next_tap;
@@ -135,7 +143,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 
   float sums[2][8][4] = {};
   const int warp_row = warp / 2 * 32, warp_channel = warp % 2 * 64;
-  const int steps = live_taps * ((in_channels + kDenseDepth - 1) / kDenseDepth);
+  const int steps = live_taps * ((in_channels + kDenseRow * kLanes - 1) / (kDenseRow * kLanes));
 #pragma unroll
   for (int stage = 0; stage < kDenseStages - 1; ++stage) {
     load(stage);
@@ -153,12 +161,14 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         load_matrices(a[m], pixels + dense_chunk(warp_row + 16 * m + lane % 16, k + lane / 16));
+        round_operands<T>(a[m]);
       }
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         uint32_t b[4];
         load_matrices(b, channels + dense_chunk(warp_channel + 16 * n + lane / 16 * 8 + lane % 8,
                                                 k + lane / 8 % 2));
+        round_operands<T>(b);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           multiply_add<T>(sums[m][2 * n], a[m], b[0], b[1]);

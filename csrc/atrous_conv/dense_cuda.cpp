@@ -15,13 +15,15 @@ Tensor as_vectors(const Tensor& t) {
   return aligned ? dense : torch::stable::clone(dense);
 }
 
-Element check_features(const char* op, const char* name, const Tensor& t) {
+// `tf32`: whether the kernel takes float32 too.
+Element check_features(const char* op, const char* name, const Tensor& t, bool tf32) {
   check_map(op, name, t);
   const Element element = element_of(t, op, name);
-  SEGKERN_CHECK(element == Element::kFloat16 || element == Element::kBFloat16, op, ": ", name,
-                " must be float16 or bfloat16");
-  SEGKERN_CHECK(t.size(1) % kDenseVector == 0, op, ": ", name, " must have a multiple of ",
-                kDenseVector, " channels, got ", t.size(1));
+  SEGKERN_CHECK(element == Element::kFloat16 || element == Element::kBFloat16 ||
+                    (tf32 && element == Element::kFloat32),
+                op, ": ", name, " must be float16", tf32 ? ", bfloat16 or float32" : " or bfloat16");
+  SEGKERN_CHECK(t.size(1) % dense_vector(element) == 0, op, ": ", name,
+                " must have a multiple of ", dense_vector(element), " channels, got ", t.size(1));
   return element;
 }
 
@@ -52,7 +54,7 @@ Tensor dense_conv2d_cuda(const Tensor& input, const Tensor& weight,
   constexpr const char* op = launch == launch_dense_conv ? "dense_conv2d" : "wgmma_conv2d";
   const OnDeviceOf device(input);
   DenseParams p{};
-  p.element = check_features(op, "input", input);
+  p.element = check_features(op, "input", input, launch == launch_dense_conv);
   p.batch = input.size(0);
   p.in_channels = input.size(1);
   check_same(op, "weight", weight, input);
@@ -95,7 +97,7 @@ Tensor dense_grad_input_cuda(const Tensor& grad, const Tensor& weight, int64_t i
                                                          : "_wgmma_conv2d_grad_input";
   const OnDeviceOf device(grad);
   DenseParams p{};
-  p.element = check_features(op, "grad", grad);
+  p.element = check_features(op, "grad", grad, launch == launch_dense_conv);
   p.batch = grad.size(0);
   p.in_channels = grad.size(1);
   check_same(op, "weight", weight, grad);
@@ -129,8 +131,8 @@ Tensor dense_grad_weight_cuda(const Tensor& grad, const Tensor& input, int64_t k
   constexpr const char* op = "_dense_conv2d_grad_weight";
   const OnDeviceOf device(input);
   DenseWeightGradParams p{};
-  p.element = check_features(op, "input", input);
-  check_features(op, "grad", grad);
+  p.element = check_features(op, "input", input, true);
+  check_features(op, "grad", grad, true);
   check_same(op, "grad", grad, input);
   p.batch = input.size(0);
   p.in_channels = input.size(1);

@@ -12,6 +12,19 @@
 
 namespace segkern {
 
+// Calls body(TypeTag<__half | __nv_bfloat16 | float>), the types of tensor cores' operands.
+template <typename Body>
+void by_multiplied_type(Element element, const Body& body) {
+  switch (element) {
+    case Element::kFloat16:
+      return body(TypeTag<__half>{});
+    case Element::kBFloat16:
+      return body(TypeTag<__nv_bfloat16>{});
+    default:
+      return body(TypeTag<float>{});
+  }
+}
+
 template <typename Launch>
 void dense_conv(const DenseParams& p, const Launch& launch) {
   const DenseTiles tiles = dense_tiles(p, kDenseChannels);
@@ -23,11 +36,10 @@ void dense_conv(const DenseParams& p, const Launch& launch) {
       w.taps() > kMaxDenseTaps) {
     throw std::runtime_error("dense_conv2d: input must have fewer rows, columns, channels or taps");
   }
-  if (p.element == Element::kFloat16) {
-    launch.with_shared(dense_conv_kernel<__half>, blocks, kDenseShared, p, tiles);
-  } else {
-    launch.with_shared(dense_conv_kernel<__nv_bfloat16>, blocks, kDenseShared, p, tiles);
-  }
+  by_multiplied_type(p.element, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch.with_shared(dense_conv_kernel<T>, blocks, kDenseShared, p, tiles);
+  });
 }
 
 // Blocks that fill a large device twice, and pixels below which a part is not worth a block.
@@ -61,12 +73,10 @@ void dense_weight_grad(const DenseWeightGradParams& p, float* partial, const Lau
   const DenseGradTiles tiles = dense_grad_tiles(p);
   const int64_t blocks = tiles.parts * w.taps() * tiles.out_tiles * tiles.in_tiles;
   const int64_t count = p.out_channels * w.taps() * p.in_channels;
-  if (p.element == Element::kFloat16) {
-    launch.with_shared(dense_weight_grad_kernel<__half>, blocks, kGradShared, p, tiles, partial);
-  } else {
-    launch.with_shared(dense_weight_grad_kernel<__nv_bfloat16>, blocks, kGradShared, p, tiles,
-                       partial);
-  }
+  by_multiplied_type(p.element, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch.with_shared(dense_weight_grad_kernel<T>, blocks, kGradShared, p, tiles, partial);
+  });
   launch(sum_parts_kernel<float>, count, static_cast<const float*>(partial),
          static_cast<int64_t>(tiles.parts), count, p.weight_grad);
 }

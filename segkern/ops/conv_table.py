@@ -14,8 +14,8 @@ The rows of :data:`TABLE` are tried in order. They hold what was measured (docs/
 kernel of this package that has not been measured on a device is not in the rows of that device,
 and a kernel that does not exist for a device cannot be chosen there at all. The kernels for CUDA
 have not been measured yet: ``override(depthwise="segkern", dense="segkern")`` runs them, the dense
-one where it takes the call (float16 and bfloat16, input channels a multiple of 8, at most 256 taps;
-with autograd also output channels a multiple of 8 and stride 1), and torch elsewhere.
+one where it takes the call (:func:`segkern.ops.dense.takes`: float16, bfloat16, and float32 in TF32
+where torch allows that to convolutions), and torch elsewhere.
 ``override(dense="wgmma")`` runs the one for Hopper.
 """
 

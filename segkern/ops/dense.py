@@ -16,16 +16,27 @@ from segkern.ops._convolution import ACTIVATIONS, Epilogue, Window, conv_length,
 # csrc/atrous_conv/dense.h
 _MAX_TAPS = 256
 _MAX_EXTENT = 2**30
-_VECTOR = 8
+_VECTOR_BYTES = 16
+
+
+@torch.compiler.assume_constant_result
+def tf32_allowed() -> bool:
+    """Whether torch lets convolutions of float32 round their factors to TF32."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def takes(x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue) -> bool:
-    """Whether the kernel runs this convolution of one group.
+    """Whether the portable kernel runs this convolution of one group.
 
-    float16 and bfloat16, input channels a multiple of 8, at most 256 taps; with autograd also
-    output channels a multiple of 8, stride 1 and less than 2**31 pixels.
+    float16 and bfloat16, and float32 where torch lets convolutions use TF32 (by default it does:
+    ``torch.backends.cudnn.allow_tf32``, ``torch.backends.cudnn.conv.fp32_precision``); input
+    channels a multiple of 8, of 4 for float32, at most 256 taps; with autograd also output channels
+    such a multiple, stride 1 and less than 2**31 pixels.
     """
-    if x.dtype not in (torch.float16, torch.bfloat16) or x.shape[1] % _VECTOR:
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return False
+    vector = _VECTOR_BYTES // x.element_size()
+    if x.shape[1] % vector or (x.dtype == torch.float32 and not tf32_allowed()):
         return False
     if weight.shape[2] * weight.shape[3] > _MAX_TAPS or x.shape[1] > _MAX_EXTENT // _MAX_TAPS:
         return False
@@ -35,7 +46,7 @@ def takes(x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue) -> bool
         return True
     height, width = (x.shape[2 + i] + 2 * window.padding[i] for i in range(2))
     small = x.shape[0] * height * width < 2**31
-    return small and weight.shape[0] % _VECTOR == 0 and window.stride == [1, 1]
+    return small and weight.shape[0] % vector == 0 and window.stride == [1, 1]
 
 
 def check_wgmma(op: str, x: Tensor, weight: Tensor, window: Window, epilogue: Epilogue) -> None:
@@ -47,10 +58,8 @@ def check_wgmma(op: str, x: Tensor, weight: Tensor, window: Window, epilogue: Ep
     kernel = "for the kernel 'wgmma'"
     if x.dtype not in (torch.float16, torch.bfloat16):
         raise TypeError(f"{op}: x must be float16 or bfloat16 {kernel}, got {x.dtype}")
-    if x.shape[1] % _VECTOR:
-        raise ValueError(
-            f"{op}: x must have a multiple of {_VECTOR} channels {kernel}, got {x.shape[1]}"
-        )
+    if x.shape[1] % 8:
+        raise ValueError(f"{op}: x must have a multiple of 8 channels {kernel}, got {x.shape[1]}")
     if window.stride != [1, 1]:
         raise ValueError(f"{op}: stride must be 1 {kernel}, got {window.stride}")
     if weight.shape[2] * weight.shape[3] > _MAX_TAPS:
@@ -59,9 +68,9 @@ def check_wgmma(op: str, x: Tensor, weight: Tensor, window: Window, epilogue: Ep
             f"{weight.shape[2]}x{weight.shape[3]}"
         )
     training = wants_grad(x, weight, *epilogue.tensors())
-    if training and weight.shape[0] % _VECTOR:
+    if training and weight.shape[0] % 8:
         raise ValueError(
-            f"{op}: weight must have a multiple of {_VECTOR} output channels {kernel} with "
+            f"{op}: weight must have a multiple of 8 output channels {kernel} with "
             f"autograd, got {weight.shape[0]}"
         )
     if not takes(x, weight, window, epilogue):

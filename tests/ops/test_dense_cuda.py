@@ -90,7 +90,17 @@ def test_what_the_kernel_takes():
     x = torch.zeros(1, 16, 9, 9, dtype=torch.bfloat16)
     weight = torch.zeros(8, 16, 3, 3, dtype=torch.bfloat16)
     assert taken(x, weight)
-    assert not taken(x.float(), weight.float())
+    before = torch.backends.cudnn.conv.fp32_precision
+    try:
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        assert not taken(x.float(), weight.float())
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        assert taken(x.float(), weight.float())
+        assert taken(x[:, :12].float(), weight[:, :12].float())
+        assert not taken(x[:, :13].float(), weight[:, :13].float())
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+    assert not taken(x.double(), weight.double())
     assert not taken(x[:, :12], weight[:, :12])
     assert not taken(x, weight[:3].clone().requires_grad_())
     assert not taken(x, weight.clone().requires_grad_(), Window([2, 1], [2, 2], [2, 2]))
@@ -98,6 +108,26 @@ def test_what_the_kernel_takes():
     assert not taken(x, weight, Window([1, 1], [2**30, 0], [1, 1]))
     with torch.no_grad():
         assert taken(x, weight[:3].clone().requires_grad_())
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], ((1, 12, 20, 9), 4, 3, 1, 2)], ids=str)
+def test_float32_in_tf32(case, cuda):
+    """As near to float64 as torch's own TF32, forward and both gradients."""
+    shape, outputs, side, _, rate = case
+    x = torch.randn(shape, device=cuda)
+    weight = torch.randn(outputs, shape[1], side, side, device=cuda) / (shape[1] * side**2) ** 0.5
+    window = {"padding": rate * (side // 2), "dilation": rate}
+    exact = [t.double().requires_grad_() for t in (x, weight)]
+    wanted = F.conv2d(*exact, **window)
+    grad = torch.randn(wanted.shape, device=cuda)
+    wanted.backward(grad.double())
+    leaves = [t.clone().requires_grad_() for t in (x, weight)]
+    with conv_table.override(dense="segkern"):
+        y = ops.atrous_conv2d(*leaves, **window)
+        y.backward(grad)
+    for got, reference in ((y, wanted), *((t.grad, e.grad) for t, e in zip(leaves, exact))):
+        error = (got.double() - reference).norm() / reference.norm()
+        assert error < 2**-10, error
 
 
 REFUSED = [  # changes to a call of the kernel, and the error
