@@ -61,6 +61,18 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "_depthwise_conv2d_grad_weight(Tensor grad, Tensor input, int kernel_h, int kernel_w, "
       "int[] stride, int[] padding, int[] dilation) -> Tensor");
 
+  // On CUDA only, see segkern/ops/grouped.py.
+  m.def(
+      "grouped_conv2d(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, "
+      "Tensor? residual, Tensor? slope, int[] stride, int[] padding, int[] dilation, int groups, "
+      "int activation) -> Tensor");
+  m.def(
+      "_grouped_conv2d_grad_input(Tensor grad, Tensor weight, SymInt input_h, SymInt input_w, "
+      "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
+  m.def(
+      "_grouped_conv2d_grad_weight(Tensor grad, Tensor input, int kernel_h, int kernel_w, "
+      "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
+
   m.def("_relayout(Tensor input, bool channels_last) -> Tensor");
   m.def(
       "separable_conv2d(Tensor input, Tensor? depthwise_weight, Tensor? depthwise_scale, "

@@ -27,14 +27,6 @@ __device__ __forceinline__ int dense_chunk(int row, int chunk) {
   return row * kDenseRow + (chunk ^ (row >> 1 & (kDenseRow - 1)));
 }
 
-template <typename T>
-__device__ __forceinline__ void round_operands(uint32_t (&words)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    words[i] = round_operand<T>(words[i]);
-  }
-}
-
 // Whether a tap meets the input from any of `count` outputs on from `first`, along one axis.
 __device__ __forceinline__ bool meets(int64_t first, int64_t count, int64_t stride, int64_t shift,
                                       int64_t length) {

@@ -88,4 +88,12 @@ SEGKERN_MULTIPLY_ADD(float, "tf32", "8")
 
 #endif
 
+template <typename T>
+__device__ __forceinline__ void round_operands(uint32_t (&words)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    words[i] = round_operand<T>(words[i]);
+  }
+}
+
 }  // namespace segkern

@@ -9,7 +9,8 @@ from segkern.ops._convolution import ACTIVATIONS, accumulator, per_channel
 
 def register_convolution(name: str) -> None:
     """Registers autograd for ``segkern::name`` and its two gradients, ``_name_grad_input`` and
-    ``_name_grad_weight``, which have the arguments of the depthwise ones.
+    ``_name_grad_weight``, which have the arguments of the depthwise ones; what all three take
+    behind the dilation (the groups) goes along with the window.
     """
     _forward = getattr(torch.ops.segkern, name).default
     _grad_input = getattr(torch.ops.segkern, f"_{name}_grad_input").default
@@ -37,7 +38,7 @@ def register_convolution(name: str) -> None:
         input, weight, scale, shift, residual, slope, output = ctx.saved_tensors
         needs = ctx.needs_input_grad
         wide = accumulator(input.dtype)
-        grads = [None] * 10
+        grads = [None] * (7 + len(ctx.window))
         plain = None
         if ctx.activation == "prelu" or needs[2]:
             plain = _forward(input, weight, None, None, None, None, *ctx.window, 0).to(wide)
@@ -85,7 +86,7 @@ def register_convolution(name: str) -> None:
             of_grad = _forward(upper, weight, None, None, None, None, *ctx.window, 0)
         if ctx.needs_input_grad[1]:
             of_weight = _grad_weight(grad, upper, *weight.shape[2:], *ctx.window)
-        return of_grad, of_weight, None, None, None, None, None
+        return of_grad, of_weight, None, None, *(None for _ in ctx.window)
 
     def _setup_grad_weight(ctx, inputs, output):
         grad, input, _, _, *ctx.window = inputs
@@ -98,7 +99,7 @@ def register_convolution(name: str) -> None:
             of_grad = _forward(input, upper, None, None, None, None, *ctx.window, 0)
         if ctx.needs_input_grad[1]:
             of_input = _grad_input(grad, upper, *input.shape[2:], *ctx.window)
-        return of_grad, of_input, None, None, None, None, None
+        return of_grad, of_input, None, None, *(None for _ in ctx.window)
 
     for operator, backward, setup in (
         (name, _backward_forward, _setup_forward),

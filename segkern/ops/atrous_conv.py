@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from segkern.ops import conv_table, dense
+from segkern.ops import conv_table, dense, grouped
 from segkern.ops._convolution import (
     PADDING_MODES,
     Epilogue,
@@ -147,6 +147,9 @@ def run_convolution(
     if choice == "segkern" and kind == "dense" and dense.takes(x, weight, window, epilogue):
         y = dense.dense_conv2d(x, weight, window, epilogue)
         return y if channels_last else y.contiguous()
+    if choice == "segkern" and kind == "grouped":
+        if grouped.takes(x, weight, groups, window, epilogue):
+            return grouped.grouped_conv2d(x, weight, window, groups, epilogue)
     if choice == "wgmma":
         dense.check_wgmma("atrous_conv2d", x, weight, window, epilogue)
         y = dense.dense_conv2d(x, weight, window, epilogue, wgmma=True)

@@ -15,7 +15,8 @@ kernel of this package that has not been measured on a device is not in the rows
 and a kernel that does not exist for a device cannot be chosen there at all. The kernels for CUDA
 have not been measured yet: ``override(depthwise="segkern", dense="segkern")`` runs them, the dense
 one where it takes the call (:func:`segkern.ops.dense.takes`: float16, bfloat16, and float32 in TF32
-where torch allows that to convolutions), and torch elsewhere.
+where torch allows that to convolutions), and torch elsewhere. ``override(grouped="segkern")`` runs
+the one for groups of at most 32 channels.
 ``override(dense="wgmma")`` runs the one for Hopper.
 """
 
@@ -33,7 +34,10 @@ ONLY_DENSE = ("wgmma",)
 KINDS = ("depthwise", "grouped", "dense", "pointwise", "separable", "esp")
 
 #: Kernels of this package that exist, by device type and kind.
-KERNELS = {"cpu": ("depthwise", "pointwise", "separable", "esp"), "cuda": ("depthwise", "dense")}
+KERNELS = {
+    "cpu": ("depthwise", "pointwise", "separable", "esp"),
+    "cuda": ("depthwise", "grouped", "dense"),
+}
 
 _FULL = (torch.float32, torch.float64)
 _FP16 = (torch.float16,)
