@@ -8,13 +8,6 @@
 namespace segkern {
 namespace {
 
-// Channels-last memory that starts at a multiple of 16 bytes.
-Tensor as_vectors(const Tensor& t) {
-  const Tensor dense = as_layout(t, true);
-  const bool aligned = reinterpret_cast<uintptr_t>(dense.data_ptr()) % 16 == 0;
-  return aligned ? dense : torch::stable::clone(dense);
-}
-
 // `tf32`: whether the kernel takes float32 too.
 Element check_features(const char* op, const char* name, const Tensor& t, bool tf32) {
   check_map(op, name, t);

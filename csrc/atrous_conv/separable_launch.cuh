@@ -15,7 +15,7 @@ void separable_conv(const SeparableParams& p, const Launch& launch) {
   const int64_t pixels = p.first.batch * w.out_h * w.out_w;
   const int64_t blocks = (pixels + kSeparablePixels - 1) / kSeparablePixels * channel_tiles;
   // The kernel keeps positions, a plane's pixels, channels and blocks in 32 bits.
-  constexpr int64_t kMost = int64_t{1} << 30;
+  constexpr int64_t kMost = int64_t{1} << 29;
   if (w.in_h + 2 * w.pad_h > kMost || w.in_w + 2 * w.pad_w > kMost || w.taps() > INT32_MAX ||
       w.out_h * w.out_w > INT32_MAX || p.first.channels > INT32_MAX / 2 ||
       p.outputs > INT32_MAX / 2 || blocks > INT32_MAX) {

@@ -64,7 +64,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     Vec<T, kLanes> hidden;
     if (channel < channels) {
       const float* factors = static_cast<const float*>(p.first.weight) + channel;
-      const int kernel_w = static_cast<int>(w.kernel_w), rate_w = static_cast<int>(w.dilation_w);
+      const int kernel_w = static_cast<int>(w.kernel_w);
+      const int rate_w = kernel_w > 1 ? static_cast<int>(w.dilation_w) : 0;
       const int taps = static_cast<int>(w.taps());
       int y = top, x = left, kw = 0;
 #pragma unroll 1
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         if (++kw == kernel_w) {
           kw = 0;
           x = left;
-          y += static_cast<int>(w.dilation_h);
+          y += w.kernel_h > 1 ? static_cast<int>(w.dilation_h) : 0;
         }
       }
 #pragma unroll
@@ -125,6 +126,9 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 
   float sums[2][8][4] = {};
   const int warp_row = warp / 4 * 32, warp_channel = warp % 4 * 64;
+  // Where this lane's row of the first matrices lies; 16 rows further the pattern is the same.
+  const int a_at = separable_chunk(warp_row + lane % 16, lane / 16);
+  const int b_at = separable_chunk(warp_channel + lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
   for (int step = 0; step < kSeparableStages - 1; ++step) {
     load_weights(step);
@@ -145,15 +149,13 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       uint32_t a[2][4];
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        load_matrices(a[m],
-                      hidden + separable_chunk(warp_row + 16 * m + lane % 16, k + lane / 16));
+        load_matrices(a[m], hidden + (a_at ^ k) + 16 * m * kSeparableRow);
         round_operands<T>(a[m]);
       }
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         uint32_t b[4];
-        load_matrices(b, weights + separable_chunk(warp_channel + 16 * n + lane / 16 * 8 + lane % 8,
-                                                   k + lane / 8 % 2));
+        load_matrices(b, weights + (b_at ^ k) + 16 * n * kSeparableRow);
         round_operands<T>(b);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {

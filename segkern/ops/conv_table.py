@@ -16,7 +16,8 @@ and a kernel that does not exist for a device cannot be chosen there at all. The
 have not been measured yet: ``override(depthwise="segkern", dense="segkern")`` runs them, the dense
 one where it takes the call (:func:`segkern.ops.dense.takes`: float16, bfloat16, and float32 in TF32
 where torch allows that to convolutions), and torch elsewhere. ``override(grouped="segkern")`` runs
-the one for groups of at most 32 channels.
+the one for groups of at most 32 channels, ``override(separable="segkern")`` the fused separable one
+where there is no autograd (:func:`segkern.ops.separable.takes`).
 ``override(dense="wgmma")`` runs the one for Hopper.
 """
 
@@ -36,7 +37,7 @@ KINDS = ("depthwise", "grouped", "dense", "pointwise", "separable", "esp")
 #: Kernels of this package that exist, by device type and kind.
 KERNELS = {
     "cpu": ("depthwise", "pointwise", "separable", "esp"),
-    "cuda": ("depthwise", "grouped", "dense"),
+    "cuda": ("depthwise", "grouped", "dense", "separable"),
 }
 
 _FULL = (torch.float32, torch.float64)
