@@ -44,6 +44,22 @@ SHAPES = (
     ("ESPNet level 3", "esp", (1, 128, 64, 128), (1, 20, 16, 32), "5 branches", HALF),
     ("full-size map", "esp", (1, 64, 512, 1024), (1, 20, 24, 40), "5 branches", HALF[:1]),
 )
+# What this package has a kernel for on CUDA only.
+ON_CUDA = (
+    ("ASPP, wide input", "dense", WIDE, (1, 32, 17, 17), "rate 12 outputs 256", HALF),
+    ("ASPP, wide input", "dense_backward", WIDE, (1, 32, 17, 17), "rate 12 outputs 256", HALF),
+    ("ResNeXt 32x4d", "grouped", (1, 128, 65, 65), (1, 32, 9, 9), "rate 1 groups 32", HALF),
+    ("ResNeXt 32x32d", "grouped", (1, 1024, 65, 65), (1, 64, 9, 9), "rate 2 groups 32", HALF),
+    (
+        "ResNeXt 32x4d",
+        "grouped_backward",
+        (1, 128, 65, 65),
+        (1, 32, 9, 9),
+        "rate 1 groups 32",
+        HALF,
+    ),
+    ("ASPP at stride 8", "separable", WIDE, (1, 32, 17, 17), "rate 12 outputs 256", HALF),
+)
 
 
 def declare_cases(timed: bool) -> list[Case]:
@@ -57,9 +73,11 @@ def declare_cases(timed: bool) -> list[Case]:
             layout,
             setting,
             title,
-            options={"numbers": [int(word) for word in setting.split() if word.isdecimal()]},
+            options={"numbers": [int(word) for word in setting.split() if word.isdecimal()]}
+            | ({} if row in SHAPES else {"devices": ("cuda",)}),
         )
-        for title, operator, full, small, setting, dtypes in SHAPES
+        for row in SHAPES + ON_CUDA
+        for title, operator, full, small, setting, dtypes in [row]
         for dtype in dtypes
         for layout in LAYOUTS
     ]
@@ -114,20 +132,58 @@ def calls(case: Case) -> tuple[Callable, Callable, int]:
     rate = numbers[0]
     depthwise = case.operator.startswith("depthwise")
     pointwise = case.operator == "pointwise"
+    if case.operator == "separable":
+        return separable_calls(case, rate, numbers[1])
     kernel = 1 if pointwise else 3
-    inputs = 1 if depthwise else channels
+    grouped = case.operator.startswith("grouped")
+    groups = channels if depthwise else numbers[1] if grouped else 1
+    inputs = channels // groups
     outputs = min(channels, 256) if pointwise else channels
+    if len(numbers) > 1 and not grouped:
+        outputs = numbers[1]
     weight = torch.randn(outputs, inputs, kernel, kernel, device=case.device)
     weight = (weight / (inputs * kernel**2) ** 0.5).to(dtype)
-    groups = channels if depthwise else 1
     pad = rate * (kernel // 2)
-    if case.operator == "depthwise_backward":
+    if case.operator.endswith("_backward"):
         weight.requires_grad_()
     return (
         lambda x: ops.atrous_conv2d(x, weight, padding=pad, dilation=rate, groups=groups),
         lambda x: F.conv2d(x, weight, None, 1, pad, rate, groups),
         weight.nbytes,
     )
+
+
+def separable_calls(case: Case, rate: int, outputs: int) -> tuple[Callable, Callable, int]:
+    """Depthwise, norm, ReLU, pointwise, norm, ReLU in one call, and torch's six."""
+    channels, dtype = case.shape[1], getattr(torch, case.dtype)
+    depthwise = (torch.randn(channels, 1, 3, 3, device=case.device) / 3).to(dtype)
+    weight = torch.randn(outputs, channels, 1, 1, device=case.device) / channels**0.5
+    weight = weight.to(dtype)
+    norms = [
+        torch.rand(n, device=case.device) + 0.5 for n in (channels, channels, outputs, outputs)
+    ]
+
+    def ours(x):
+        names = ("depthwise_scale", "depthwise_shift", "scale", "shift")
+        return ops.atrous_separable_conv2d(
+            x,
+            depthwise,
+            weight,
+            padding=rate,
+            dilation=rate,
+            depthwise_activation="relu",
+            activation="relu",
+            **dict(zip(names, norms, strict=True)),
+        )
+
+    per_channel = [t.to(dtype).view(1, -1, 1, 1) for t in norms]
+
+    def theirs(x):
+        y = F.conv2d(x, depthwise, None, 1, rate, rate, channels)
+        y = (y * per_channel[0] + per_channel[1]).relu()
+        return (F.conv2d(y, weight) * per_channel[2] + per_channel[3]).relu()
+
+    return ours, theirs, depthwise.nbytes + weight.nbytes
 
 
 def with_backward(call: Callable) -> Callable:
@@ -170,7 +226,8 @@ def test_atrous(case: Case, runner) -> None:
 
     key = (case.operator, *case.data)
     ours, theirs, weights, x, layout, peer_x = runner.inputs(key, build)
-    least = 2 * x.nbytes + weights if case.operator != "pointwise" else x.nbytes + weights
+    narrow = case.operator in ("pointwise", "separable") or "outputs" in case.setting
+    least = x.nbytes * (1 if narrow else 2) + weights
 
     def check(variant: str, got, expected) -> None:
         if case.device == "cpu":
@@ -180,12 +237,31 @@ def test_atrous(case: Case, runner) -> None:
         assert (got.float() - expected.float()).abs().max() <= slack
 
     # On CUDA the table names torch until these rows have been measured.
-    forced = dict.fromkeys(("depthwise", "dense"), "segkern") if case.device == "cuda" else {}
+    kinds = ("depthwise", "grouped", "dense", "separable")
+    forced = dict.fromkeys(kinds, "segkern") if case.device == "cuda" else {}
     backward = case.operator.endswith("backward")
+    contenders = {"fused": Contender(lambda: lambda: ours(x), least)}
+    if on_hopper(case):
+
+        def by_wgmma():
+            with conv_table.override(dense="wgmma"):
+                return ours(x)
+
+        contenders["wgmma"] = Contender(lambda: by_wgmma, least)
     with torch.set_grad_enabled(backward), conv_table.override(**forced):
         runner.run(
             case,
-            ours={"fused": Contender(lambda: lambda: ours(x), least)},
+            ours=contenders,
             peer=Contender(lambda: lambda: theirs(peer_x), least, library=f"torch {layout}"),
             check=check,
         )
+
+
+def on_hopper(case: Case) -> bool:
+    """Whether the dense kernel for Hopper runs this case too."""
+    return (
+        case.device == "cuda"
+        and case.operator.startswith("dense")
+        and case.dtype != "float32"
+        and torch.cuda.get_device_capability() == (9, 0)
+    )

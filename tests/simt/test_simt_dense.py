@@ -69,9 +69,7 @@ def test_forward(number, dtype):
     shape = (case.shape[0], outputs, *case.output_size)
 
     def run():
-        out = poisoned(
-            module, (shape[0], shape[2] * shape[3], outputs), arrays[0].dtype
-        )
+        out = poisoned(module, (shape[0], shape[2] * shape[3], outputs), arrays[0].dtype)
         module.dense(geometry(case, dtype), outputs, False, activation, *arrays, out)
         return out
 

@@ -1,4 +1,4 @@
-"""The convolution of small groups on the CPU: forward, epilogue and both gradients, both layouts."""
+"""Convolution of small groups on the CPU: forward, epilogue and both gradients, both layouts."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from .conv_arrays import ConvCase, close_to, from_memory, in_memory, to_array
 from .harness import ORDERS, Call, check_orders, load, poisoned, run_sanitized
 from .test_simt_dense import rounded
 
-# (case, outputs): odd and many outputs, depths that fill no step, more steps than stages, tiles that
-# hold two images, strides, rates beyond the map, another kernel.
+# (case, outputs): odd and many outputs, depths that fill no step, more steps than stages, tiles
+# that hold two images, strides, rates beyond the map, another kernel.
 CASES = [
     (ConvCase((1, 40, 5, 6), (3, 3), (1, 1), (1, 1), (1, 1)), 21),
     (ConvCase((2, 8, 9, 10), (3, 3), (1, 1), (6, 6), (6, 6)), 8),
