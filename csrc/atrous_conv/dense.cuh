@@ -41,8 +41,8 @@ __device__ __forceinline__ bool meets(int64_t first, int64_t count, int64_t stri
 }
 
 // A block owns a tile of pixels and 128 output channels; a warp 32 pixels by 64 channels of it, 64
-// sums a thread. Steps of 32 input channels (16 of float32) of one tap go through a ring of four stages in shared
-// memory (64 KB). Each input element is read once for each tap that is not skipped and each 128
+// sums a thread. Steps of 32 input channels (16 of float32) of one tap go through a ring of four
+// stages in shared memory (64 KB). Each input element is read once for each tap that is not skipped and each 128
 // output channels, from the L2 cache but for the first time. Bound by the tensor cores. One order
 // of summation: taps in raster order, then channels.
 template <typename T>

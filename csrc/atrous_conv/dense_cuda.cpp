@@ -14,7 +14,8 @@ Element check_features(const char* op, const char* name, const Tensor& t, bool t
   const Element element = element_of(t, op, name);
   SEGKERN_CHECK(element == Element::kFloat16 || element == Element::kBFloat16 ||
                     (tf32 && element == Element::kFloat32),
-                op, ": ", name, " must be float16", tf32 ? ", bfloat16 or float32" : " or bfloat16");
+                op, ": ", name, " must be float16",
+                tf32 ? ", bfloat16 or float32" : " or bfloat16");
   SEGKERN_CHECK(t.size(1) % dense_vector(element) == 0, op, ": ", name,
                 " must have a multiple of ", dense_vector(element), " channels, got ", t.size(1));
   return element;

@@ -37,7 +37,8 @@ __device__ __forceinline__ int grad_chunk(int row, int chunk) {
   return row * GradStep<T>::kRow + (chunk ^ (sizeof(T) == 2 ? row & 7 : (row & 3) << 1));
 }
 
-// float32 number `channel` of pixel `row`, rounded, where grad_chunk puts it; `row` % 4 is lane % 4.
+// float32 number `channel` of pixel `row`, rounded, where grad_chunk puts it; `row` % 4 is the
+// lane's.
 __device__ __forceinline__ uint32_t grad_word(const GradChunk* from, int row, int channel,
                                               int lane) {
   const auto* words = reinterpret_cast<const uint32_t*>(from);
@@ -114,7 +115,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   const T* const in = static_cast<const T*>(p.in);
   const int chunk = thread % Step::kRow, row = thread / Step::kRow;
   constexpr int kRows = kBlockThreads / Step::kRow;
-  const int out_channel = first_out + chunk * Step::kLanes, in_channel = first_in + chunk * Step::kLanes;
+  const int out_channel = first_out + chunk * Step::kLanes;
+  const int in_channel = first_in + chunk * Step::kLanes;
   AsyncCopies copies;
   int next = first;
   const auto load = [&](int stage) {

@@ -53,7 +53,8 @@ __global__ void __launch_bounds__(kBlockThreads)
   const int outs = left < kGroupedOuts ? static_cast<int>(left) : kGroupedOuts;
 
   const int64_t in_plane = w.in_h * w.in_w, in_all = p.groups * p.in_channels;
-  const int64_t pixel_step = kChannelsLast ? in_all : 1, channel_step = kChannelsLast ? 1 : in_plane;
+  const int64_t pixel_step = kChannelsLast ? in_all : 1;
+  const int64_t channel_step = kChannelsLast ? 1 : in_plane;
   const T* const in = static_cast<const T*>(p.in) + image * in_plane * in_all +
                       group * p.in_channels * channel_step;
   const int64_t taps = w.taps(), weights = p.in_channels * p.out_channels * taps;  // of a group
@@ -133,8 +134,8 @@ struct GroupedGradGrid {
 };
 
 // A warp owns one tap of 4 output by 4 input channels of a group and a part of the pixels of all
-// images, each lane every 32nd; the lanes' sums are added in a tree, those of the parts (part, C_out,
-// in_channels, taps) by sum_parts_kernel in a fixed order. Eight loads for 16 products.
+// images, each lane every 32nd; the lanes' sums are added in a tree, those of the parts (part,
+// C_out, in_channels, taps) by sum_parts_kernel in a fixed order. Eight loads for 16 products.
 template <typename T>
 __global__ void __launch_bounds__(kBlockThreads)
     grouped_weight_grad_kernel(GroupedWeightGradParams p, GroupedGradGrid grid,
@@ -158,8 +159,9 @@ __global__ void __launch_bounds__(kBlockThreads)
 
   const int64_t out_all = p.groups * p.out_channels, in_all = p.groups * p.in_channels;
   const int64_t out_plane = w.out_h * w.out_w, in_plane = w.in_h * w.in_w;
-  const int64_t grad_step = p.channels_last ? 1 : out_plane, in_step = p.channels_last ? 1 : in_plane;
-  const int64_t grad_pixel = p.channels_last ? out_all : 1, in_pixel = p.channels_last ? in_all : 1;
+  const bool last_channels = p.channels_last;
+  const int64_t grad_step = last_channels ? 1 : out_plane, in_step = last_channels ? 1 : in_plane;
+  const int64_t grad_pixel = last_channels ? out_all : 1, in_pixel = last_channels ? in_all : 1;
   const T* const grad = static_cast<const T*>(p.grad) + (group * p.out_channels + out) * grad_step;
   const T* const input = static_cast<const T*>(p.in) + (group * p.in_channels + in) * in_step;
   const int64_t pixels = p.batch * out_plane;  // less than 2^31

@@ -30,8 +30,8 @@ struct GroupedParams {
   void* out;  // (N, groups * out_channels, out_h, out_w) in the layout
 };
 
-// weight_grad[co, ci, k] = sum of grad[n, co, oh, ow] * in[n, ci, ih, iw] for ci of the group of co;
-// no `up`, no negative padding; less than 2^31 output pixels.
+// weight_grad[co, ci, k] = sum of grad[n, co, oh, ow] * in[n, ci, ih, iw] for ci of the group of
+// co; no `up`, no negative padding; less than 2^31 output pixels.
 struct GroupedWeightGradParams {
   ConvWindow window;
   int64_t batch, groups, in_channels, out_channels;

@@ -24,8 +24,9 @@ ConvWindow grouped_window(const char* op, const Tensor& weight, const IntList& s
   return w;
 }
 
-void check_weight(const char* op, const Tensor& weight, const Tensor& features, int64_t out_channels,
-                  int64_t in_channels) {
+// Counts of channels that are not known yet are -1.
+void check_weight(const char* op, const Tensor& weight, const Tensor& features,
+                  int64_t out_channels, int64_t in_channels) {
   check_same(op, "weight", weight, features);
   SEGKERN_CHECK(weight.dim() == 4 && (out_channels < 0 || weight.size(0) == out_channels) &&
                     weight.size(0) >= 1 && (in_channels < 0 || weight.size(1) == in_channels) &&

@@ -1,6 +1,7 @@
-// The separable convolution from checked arguments to a result, for the hosts of every device: `run`
-// is what computes, called with params where there is work. `in_tiles` asks for what the kernel for
-// tensor cores takes: channels-last, 16-byte vectors, weights as separable.h says for CUDA.
+// The separable convolution from checked arguments to a result, for the hosts of every device:
+// `run` is what computes, called with params where there is work. `in_tiles` asks for what the
+// kernel for tensor cores takes: channels-last, 16-byte vectors, weights as separable.h says for
+// CUDA.
 #pragma once
 
 #include "conv_args.h"
@@ -66,7 +67,8 @@ Tensor separable_conv2d_host(
   if (in_tiles) {
     taps = as_vectors(torch::stable::transpose(taps, 0, 1));
   }
-  const Tensor product = in_tiles ? as_vectors(weight) : as_accumulator(op, "weight", weight, input);
+  const Tensor product =
+      in_tiles ? as_vectors(weight) : as_accumulator(op, "weight", weight, input);
   Tensor out = empty_in_layout(sizes, input.scalar_type(), input, channels_last);
 
   const auto step = [](const EpilogueArgs& e) {

@@ -1,4 +1,4 @@
-// The launch of the fused separable convolution; `launch` has the member with_shared of CudaLauncher.
+// The launch of the fused separable convolution; `launch` has CudaLauncher's member with_shared.
 #pragma once
 
 #include <stdexcept>

@@ -1,7 +1,7 @@
-// Hopper's own instructions (compute capability 9.0, compiled for sm_90a): barriers in shared memory
-// that count bytes, boxes of tensors copied by hardware, products of a warpgroup. PTX ISA 8.x,
-// sections mbarrier, cp.async.bulk.tensor and wgmma. The tests' stand-in headers define the same for
-// the CPU (tests/simt/include/simt/hopper.h); what descriptors hold is made here for both.
+// Hopper's own instructions (compute capability 9.0, compiled for sm_90a): barriers in shared
+// memory that count bytes, boxes of tensors copied by hardware, products of a warpgroup. PTX ISA,
+// sections mbarrier, cp.async.bulk.tensor and wgmma. The tests' stand-in headers define the same
+// for the CPU (tests/simt/include/simt/hopper.h); what descriptors hold is made here for both.
 #pragma once
 
 #include "device.cuh"
@@ -84,8 +84,9 @@ __device__ __forceinline__ void wait_for(uint64_t* barrier, uint32_t parity) {
   } while (done == 0);
 }
 
-// Copies the box of `map` at these coordinates, the innermost first, to shared memory in the pattern
-// above; what lies outside the tensor is zero. All bytes of the box count towards the barrier.
+// Copies the box of `map` at these coordinates, the innermost first, to shared memory in the
+// pattern above; what lies outside the tensor is zero. All bytes of the box count towards the
+// barrier.
 __device__ __forceinline__ void load_box(void* to, const TensorMap& map, uint64_t* barrier, int c0,
                                          int c1, int c2) {
   asm volatile(
@@ -169,7 +170,9 @@ SEGKERN_WARPGROUP_MULTIPLY(__nv_bfloat16, "bf16")
 // group the sums, and both operands in shared memory, belong to the tensor cores.
 struct WarpgroupProducts {
   // What this thread did to its sums is done.
-  __device__ __forceinline__ void begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+  __device__ __forceinline__ void begin() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  }
   // sums += a b for a of 64 x 16, b of 16 x (2 kSums), in PTX's fragment of wgmma: sums[4 j + 2 i +
   // k] is of row 16 (warp % 4) + 8 i + lane / 4 and column 8 j + 2 (lane % 4) + k. Both operands
   // are descriptors of rows along the depth; see operand_rows.

@@ -74,8 +74,10 @@ def atrous_conv2d(
             without a pixel.
 
     Deterministic where the kernel is ours (on the CPU for any number of threads), else as torch's
-    convolution. Differentiable in every tensor; without autograd the epilogue is part of the
-    convolution. Under autocast it runs in autocast's dtype. A weight that is not finite may turn
+    convolution. On CUDA the kernels of this package run only where :mod:`segkern.ops.conv_table`
+    is told so; float32 is then rounded to TF32 in dense convolutions, if torch allows convolutions
+    that (``torch.backends.cudnn.allow_tf32``). Differentiable in every tensor; without autograd the
+    epilogue is part of the convolution. Under autocast it runs in autocast's dtype. A weight that is not finite may turn
     outputs to NaN that lie less than 16 pixels from those it reaches.
 
     Example:

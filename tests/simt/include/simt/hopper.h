@@ -3,8 +3,8 @@
 // memory, operand descriptors, fragments.
 //
 // Stricter than hardware:
-//   * a box lands as late as the waits allow, at once, or either by chance (lane, reversed, shuffled
-//     order), and its place holds the poison byte from the moment it is asked for;
+//   * a box lands as late as the waits allow, at once, or either by chance (lane, reversed,
+//     shuffled order), and its place holds the poison byte from the moment it is asked for;
 //   * a product is worked in the wait for its group, and its operands must be then what they were
 //     when it was issued;
 //   * wgmma.fence stands in front of the products of every group.
@@ -102,7 +102,8 @@ struct Box {
       }
       for (std::int64_t k = 0; k < map.box[0]; ++k) {
         const std::int64_t place = at[0] + k;
-        char* const byte = at_shared_address(swizzled(to + static_cast<std::uint32_t>(128 * row + 2 * k)));
+        const auto offset = static_cast<std::uint32_t>(128 * row + 2 * k);
+        char* const byte = at_shared_address(swizzled(to + offset));
         if (inside && place >= 0 && place < map.sizes[0]) {
           std::memcpy(byte, map.data + 2 * (offset + place), 2);
         } else {
