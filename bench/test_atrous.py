@@ -233,7 +233,8 @@ def test_atrous(case: Case, runner) -> None:
         if case.device == "cpu":
             assert got.is_contiguous(memory_format=LAYOUTS[case.layout])
         scale = expected.float().abs().max()
-        slack = 40 * torch.finfo(got.dtype).eps * scale
+        tf32 = case.device == "cuda" and got.dtype == torch.float32
+        slack = 40 * (2**-13 if tf32 else torch.finfo(got.dtype).eps) * scale
         assert (got.float() - expected.float()).abs().max() <= slack
 
     # On CUDA the table names torch until these rows have been measured.

@@ -36,8 +36,8 @@ constexpr int kLeftBytes = 64 * 128, kRightBytes = 128 * 128;
 constexpr int kProductBytes = 1024 + kLeftBytes + kRightBytes + 16;
 
 // sums[row][column] of 64 rows and 128 columns.
-__global__ void product(Mistake mistake, segkern::TensorMap left, segkern::TensorMap right,
-                        float* result) {
+__global__ void product(Mistake mistake, const __grid_constant__ segkern::TensorMap left,
+                        const __grid_constant__ segkern::TensorMap right, float* result) {
   SEGKERN_DYNAMIC_SHARED(unsigned char, shared);
   const uint32_t behind = segkern::shared_address(shared) % 1024;
   unsigned char* const ring = shared + (behind == 0 ? 0 : 1024 - behind);
