@@ -14,6 +14,7 @@ from segkern.ops._conv_autograd import epilogue_grads
 from segkern.ops._convolution import (
     ACTIVATIONS,
     Epilogue,
+    Window,
     accumulator,
     apply_epilogue,
     apply_epilogue_,
@@ -304,21 +305,22 @@ def _branch_grads(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of the reduced map and the weight of one branch."""
     padding = [rate[i] * (weight.shape[2 + i] // 2) for i in range(2)]
-    if not grouped.takes(reduced, weight, 1):
+    window = Window([1, 1], padding, rate)
+    if not grouped.takes(reduced, weight, window, 1, Epilogue()):
         both = torch.ops.aten.convolution_backward(
             grad, reduced, weight, None, [1, 1], padding, rate, False, [0, 0], 1,
             [of_input, of_weight, False],
         )
         return both[0], both[1]
-    window = ([1, 1], padding, rate, 1)
+    grad = grad.contiguous()
     grads: list[Tensor | None] = [None, None]
     if of_input:
         grads[0] = torch.ops.segkern._grouped_conv2d_grad_input.default(
-            grad, weight, *reduced.shape[2:], *window
+            grad, weight, *reduced.shape[2:], *window, 1
         )
     if of_weight:
         grads[1] = torch.ops.segkern._grouped_conv2d_grad_weight.default(
-            grad, reduced, *weight.shape[2:], *window
+            grad, reduced, *weight.shape[2:], *window, 1
         )
     return grads[0], grads[1]
 
