@@ -102,8 +102,8 @@ struct Box {
       }
       for (std::int64_t k = 0; k < map.box[0]; ++k) {
         const std::int64_t place = at[0] + k;
-        const auto offset = static_cast<std::uint32_t>(128 * row + 2 * k);
-        char* const byte = at_shared_address(swizzled(to + offset));
+        const std::uint32_t there = to + static_cast<std::uint32_t>(128 * row + 2 * k);
+        char* const byte = at_shared_address(swizzled(there));
         if (inside && place >= 0 && place < map.sizes[0]) {
           std::memcpy(byte, map.data + 2 * (offset + place), 2);
         } else {
