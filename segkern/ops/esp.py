@@ -312,7 +312,7 @@ def _branch_grads(
             [of_input, of_weight, False],
         )
         return both[0], both[1]
-    grad = grad.contiguous()
+    grad = grad.contiguous()  # as both kernels read it
     grads: list[Tensor | None] = [None, None]
     if of_input:
         grads[0] = torch.ops.segkern._grouped_conv2d_grad_input.default(
