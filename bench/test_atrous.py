@@ -59,6 +59,15 @@ SHAPES = (
     ("ESPNet level 3", "esp", (1, 128, 64, 128), (1, 20, 16, 32), "5 branches", HALF),
     ("full-size map", "esp", (1, 64, 512, 1024), (1, 20, 24, 40), "5 branches", HALF[:1]),
 )
+# Timed on CUDA only.
+ON_CUDA = (
+    ("ASPP, wide input", "dense", WIDE, (1, 32, 17, 17), "rate 12 outputs 256", HALF),
+    ("ASPP, wide input", "dense_backward", WIDE, (1, 32, 17, 17), "rate 12 outputs 256", HALF),
+    ("ResNeXt 32x4d", "grouped", (1, 128, 65, 65), (1, 32, 9, 9), "rate 1 by 4", HALF),
+    ("ResNeXt 32x32d", "grouped", (1, 1024, 65, 65), (1, 64, 9, 9), "rate 2 by 32", HALF),
+    ("ResNeXt 32x4d", "grouped_backward", (1, 128, 65, 65), (1, 32, 9, 9), "rate 1 by 4", HALF),
+    (STRIDE8, "separable", WIDE, (1, 32, 17, 17), "rate 12 outputs 256", HALF),
+)
 
 
 def declare_cases(timed: bool) -> list[Case]:
@@ -72,9 +81,11 @@ def declare_cases(timed: bool) -> list[Case]:
             layout,
             setting,
             title,
-            options={"numbers": [int(word) for word in setting.split() if word.isdecimal()]},
+            options={"numbers": [int(word) for word in setting.split() if word.isdecimal()]}
+            | ({} if row in SHAPES else {"devices": ("cuda",)}),
         )
-        for title, operator, full, small, setting, dtypes in SHAPES
+        for row in SHAPES + ON_CUDA
+        for title, operator, full, small, setting, dtypes in [row]
         for dtype in dtypes
         for layout in LAYOUTS
     ]
@@ -131,16 +142,17 @@ def calls(case: Case) -> tuple[Callable, Callable, list[torch.Tensor]]:
     kernel = 1 if operator == "pointwise" else 3
     pad = rate * (kernel // 2)
     inputs = {"depthwise": 1, "separable": 1, "grouped": numbers[-1]}.get(operator, channels)
-    outputs = min(channels, 256) if operator == "pointwise" else channels
+    narrow = operator == "pointwise" or "outputs" in case.setting
+    outputs = min(channels, 256) if narrow else channels
     groups = channels // inputs
 
     def random_weight(*shape: int) -> torch.Tensor:
         weight = torch.randn(shape, device=case.device) / (shape[1] * kernel**2) ** 0.5
         return weight.to(dtype).requires_grad_()
 
-    weight = random_weight(outputs, inputs, kernel, kernel)
+    weight = random_weight(channels if operator == "separable" else outputs, inputs, kernel, kernel)
     if operator == "separable":
-        square = random_weight(channels, channels, 1, 1)
+        square = random_weight(outputs, channels, 1, 1)
         given = {"padding": pad, "dilation": rate, "depthwise_activation": "relu"}
         return (
             lambda x: ops.atrous_separable_conv2d(x, weight, square, activation="relu", **given),
@@ -213,21 +225,42 @@ def test_atrous(case: Case, runner) -> None:
     backward = case.operator.endswith("backward")
     with torch.set_grad_enabled(backward):
         ours, theirs, weights, x, layout, peer_x = runner.inputs(key, build)
-    least = 2 * x.nbytes + weights if case.operator != "pointwise" else x.nbytes + weights
+    narrow = case.operator == "pointwise" or "outputs" in case.setting
+    least = x.nbytes * (1 if narrow else 2) + weights
 
     def check(variant: str, got, expected) -> None:
         if case.device == "cpu" and not backward:
             assert got.is_contiguous(memory_format=LAYOUTS[case.layout])
         scale = expected.float().abs().max()
-        slack = 40 * torch.finfo(got.dtype).eps * scale
+        tf32 = case.device == "cuda" and got.dtype == torch.float32
+        slack = 40 * (2**-13 if tf32 else torch.finfo(got.dtype).eps) * scale
         assert (got.float() - expected.float()).abs().max() <= slack
 
     # On CUDA the table names torch until these rows have been measured.
-    forced = dict.fromkeys(("depthwise", "dense"), "segkern") if case.device == "cuda" else {}
+    kinds = ("depthwise", "grouped", "dense", "separable")
+    forced = dict.fromkeys(kinds, "segkern") if case.device == "cuda" else {}
+    contenders = {"fused": Contender(lambda: lambda: ours(x), least)}
+    if on_hopper(case):
+
+        def by_wgmma():
+            with conv_table.override(dense="wgmma"):
+                return ours(x)
+
+        contenders["wgmma"] = Contender(lambda: by_wgmma, least)
     with torch.set_grad_enabled(backward), conv_table.override(**forced):
         runner.run(
             case,
-            ours={"fused": Contender(lambda: lambda: ours(x), least)},
+            ours=contenders,
             peer=Contender(lambda: lambda: theirs(peer_x), least, library=f"torch {layout}"),
             check=check,
         )
+
+
+def on_hopper(case: Case) -> bool:
+    """Whether the dense kernel for Hopper runs this case too."""
+    return (
+        case.device == "cuda"
+        and case.operator.startswith("dense")
+        and case.dtype != "float32"
+        and torch.cuda.get_device_capability() == (9, 0)
+    )

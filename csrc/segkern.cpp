@@ -34,7 +34,8 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "depthwise_conv2d(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, "
       "Tensor? residual, Tensor? slope, int[] stride, int[] padding, int[] dilation, "
       "int activation) -> Tensor");
-  // On CUDA only, where the input has a multiple of 8 channels; see segkern/ops/dense.py.
+  // On CUDA only, where the channels of the input are a multiple of 16 bytes; see
+  // segkern/ops/dense.py.
   m.def(
       "dense_conv2d(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, "
       "Tensor? slope, int[] stride, int[] padding, int[] dilation, int activation) -> Tensor");
@@ -44,13 +45,23 @@ STABLE_TORCH_LIBRARY(segkern, m) {
   m.def(
       "_dense_conv2d_grad_weight(Tensor grad, Tensor input, int kernel_h, int kernel_w, "
       "int[] stride, int[] padding, int[] dilation) -> Tensor");
+  // The same by Hopper's own instructions, on GPUs of compute capability 9.0, of stride 1.
+  m.def(
+      "wgmma_conv2d(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, "
+      "Tensor? slope, int[] stride, int[] padding, int[] dilation, int activation) -> Tensor");
+  m.def(
+      "_wgmma_conv2d_grad_input(Tensor grad, Tensor weight, SymInt input_h, SymInt input_w, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
+  m.def(
+      "_wgmma_conv2d_grad_weight(Tensor grad, Tensor input, int kernel_h, int kernel_w, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
   m.def(
       "_depthwise_conv2d_grad_input(Tensor grad, Tensor weight, SymInt input_h, SymInt input_w, "
       "int[] stride, int[] padding, int[] dilation) -> Tensor");
   m.def(
       "_depthwise_conv2d_grad_weight(Tensor grad, Tensor input, int kernel_h, int kernel_w, "
       "int[] stride, int[] padding, int[] dilation) -> Tensor");
-  // On the CPU only; contiguous results. See segkern/ops/grouped.py.
+  // Made for groups of a few channels; see segkern/ops/grouped.py.
   m.def(
       "grouped_conv2d(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, "
       "Tensor? slope, int[] stride, int[] padding, int[] dilation, int groups, int activation) "

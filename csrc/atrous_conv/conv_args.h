@@ -152,6 +152,13 @@ inline EpilogueArgs epilogue_args(const char* op, const Tensor& features,
   return e;
 }
 
+// Channels-last memory that starts at a multiple of 16 bytes.
+inline Tensor as_vectors(const Tensor& t) {
+  const Tensor dense = as_layout(t, true);
+  const bool aligned = reinterpret_cast<uintptr_t>(dense.data_ptr()) % 16 == 0;
+  return aligned ? dense : torch::stable::clone(dense);
+}
+
 inline const void* data_or_null(const std::optional<Tensor>& t) {
   return t.has_value() ? t->data_ptr() : nullptr;
 }

@@ -1,20 +1,18 @@
-// Dense convolution on tensor cores by mma.m16n8k16: an implicit matrix product of pixels x (taps,
-// input channels) by (taps, input channels) x output channels, without the taps that meet only
-// padding in the tile of a block.
+// Dense convolution on tensor cores by mma.m16n8k16, of float32 by mma.m16n8k8 in TF32: an implicit
+// matrix product of pixels x (taps, input channels) by (taps, input channels) x output channels,
+// without the taps that meet only padding in the tile of a block.
 #pragma once
 
 #include "../common/mma.cuh"
-#include "dense.h"
+#include "dense_tiles.h"
 #include "epilogue.cuh"
 
 namespace segkern {
 namespace {
 
-constexpr int kDensePixels = 128;    // of a block's tile
 constexpr int kDenseChannels = 128;  // output channels of a tile
-constexpr int kDenseDepth = 32;      // input channels of a step
 constexpr int kDenseStages = 4;      // steps that are in shared memory
-constexpr int kDenseRow = kDenseDepth / 8;  // 16-byte chunks of a row of a step
+constexpr int kDenseRow = 4;         // 16-byte chunks of a row of a step
 constexpr int kDenseTile = kDensePixels * kDenseRow;
 constexpr int kDenseStage = 2 * kDenseTile;  // chunks of a step: pixels, then output channels
 constexpr int kDenseShared = kDenseStages * kDenseStage * 16;  // bytes
@@ -22,13 +20,6 @@ static_assert(kDensePixels == kDenseChannels, "both operands are loaded by the s
 
 struct alignas(16) Chunk {
   uint32_t words[4];
-};
-
-// The tile of a block: height x width output pixels of one image, at most kDensePixels. Counts of
-// tiles along the image and of blocks of output channels.
-struct DenseTiles {
-  int32_t height, width;
-  int32_t down, across, channels;
 };
 
 // Where chunk `chunk` of row `row` lies: eight rows of one chunk fall into different banks.
@@ -50,13 +41,14 @@ __device__ __forceinline__ bool meets(int64_t first, int64_t count, int64_t stri
 }
 
 // A block owns a tile of pixels and 128 output channels; a warp 32 pixels by 64 channels of it, 64
-// sums a thread. Steps of 32 input channels of one tap go through a ring of four stages in shared
-// memory (64 KB). Each input element is read once for each tap that is not skipped and each 128
+// sums a thread. Steps of 32 input channels (16 of float32) of one tap go through a ring of four
+// stages in shared memory (64 KB). Each input element is read once for each tap that is not skipped and each 128
 // output channels, from the L2 cache but for the first time. Bound by the tensor cores. One order
 // of summation: taps in raster order, then channels.
 template <typename T>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     dense_conv_kernel(DenseParams p, DenseTiles tiles) {
+  constexpr int kLanes = 16 / sizeof(T);  // of a chunk
   SEGKERN_DYNAMIC_SHARED(Chunk, ring);
   __shared__ int live[kMaxDenseTaps], shift_y[kMaxDenseTaps], shift_x[kMaxDenseTaps];
   __shared__ int live_count;
@@ -117,7 +109,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       Chunk* const pixels = ring + stage * kDenseStage;
       Chunk* const channels = pixels + kDenseTile;
       const int tap = live[next_tap];
-      const int from = next_channel + chunk * static_cast<int>(kDenseVector);
+      const int from = next_channel + chunk * kLanes;
       const bool there = from < in_channels;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -132,7 +124,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         source = known ? weight + weight_row * in_channels + from : weight;
         copies.copy(channels + dense_chunk(row + i * kRows, chunk), source, known);
       }
-      next_channel += kDenseDepth;
+      next_channel += kDenseRow * kLanes;
       if (next_channel >= in_channels) {
         next_channel = 0;
         ++next_tap;
@@ -143,7 +135,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 
   float sums[2][8][4] = {};
   const int warp_row = warp / 2 * 32, warp_channel = warp % 2 * 64;
-  const int steps = live_taps * ((in_channels + kDenseDepth - 1) / kDenseDepth);
+  const int steps = live_taps * ((in_channels + kDenseRow * kLanes - 1) / (kDenseRow * kLanes));
 #pragma unroll
   for (int stage = 0; stage < kDenseStages - 1; ++stage) {
     load(stage);
@@ -161,12 +153,14 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         load_matrices(a[m], pixels + dense_chunk(warp_row + 16 * m + lane % 16, k + lane / 16));
+        round_operands<T>(a[m]);
       }
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         uint32_t b[4];
         load_matrices(b, channels + dense_chunk(warp_channel + 16 * n + lane / 16 * 8 + lane % 8,
                                                 k + lane / 8 % 2));
+        round_operands<T>(b);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           multiply_add<T>(sums[m][2 * n], a[m], b[0], b[1]);

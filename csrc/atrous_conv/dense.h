@@ -13,12 +13,13 @@ namespace segkern {
 constexpr int64_t kMaxDenseTaps = 256;
 // Longest padded side of an input.
 constexpr int64_t kMaxDenseExtent = int64_t{1} << 30;
-// Input channels come in vectors of so many.
-constexpr int64_t kDenseVector = 8;
+// Input channels come in vectors of 16 bytes.
+inline int64_t dense_vector(Element element) { return 16 / element_size(element); }
 
 // out = activation(conv(in, weight) * scale + shift + residual), channels-last throughout, of
-// float16 or bfloat16. in_channels must be a multiple of kDenseVector; pointers of in and weight
-// are multiples of 16 bytes, of out and residual of 4.
+// float16, bfloat16, or float32 whose products are in TF32. in_channels must be a multiple of
+// dense_vector; pointers of in and weight are multiples of 16 bytes, of out and residual of 2
+// elements.
 struct DenseParams {
   ConvWindow window;  // up is 1; padding may be negative, which crops
   int64_t batch, in_channels, out_channels;
@@ -36,7 +37,7 @@ struct DenseParams {
 };
 
 // weight_grad[co, k, ci] = sum of grad[n, oh, ow, co] * in[n, ih, iw, ci]; both counts of channels
-// must be multiples of kDenseVector, the outputs less than 2^31 pixels.
+// must be multiples of dense_vector, the outputs less than 2^31 pixels.
 struct DenseWeightGradParams {
   ConvWindow window;  // up is 1 and padding not negative
   int64_t batch, in_channels, out_channels;
@@ -48,6 +49,8 @@ struct DenseWeightGradParams {
 
 #if defined(USE_CUDA)
 void launch_dense_conv(const DenseParams& params, cudaStream_t stream);
+// The same of stride 1 by Hopper's own instructions, on devices of compute capability 9.0.
+void launch_wgmma_conv(const DenseParams& params, cudaStream_t stream);
 // `partial` is a workspace of dense_partial_elements floats.
 int64_t dense_partial_elements(const DenseWeightGradParams& params);
 void launch_dense_weight_grad(const DenseWeightGradParams& params, float* partial,

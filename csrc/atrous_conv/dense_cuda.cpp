@@ -8,20 +8,16 @@
 namespace segkern {
 namespace {
 
-// Channels-last memory that starts at a multiple of 16 bytes.
-Tensor as_vectors(const Tensor& t) {
-  const Tensor dense = as_layout(t, true);
-  const bool aligned = reinterpret_cast<uintptr_t>(dense.data_ptr()) % 16 == 0;
-  return aligned ? dense : torch::stable::clone(dense);
-}
-
-Element check_features(const char* op, const char* name, const Tensor& t) {
+// `tf32`: whether the kernel takes float32 too.
+Element check_features(const char* op, const char* name, const Tensor& t, bool tf32) {
   check_map(op, name, t);
   const Element element = element_of(t, op, name);
-  SEGKERN_CHECK(element == Element::kFloat16 || element == Element::kBFloat16, op, ": ", name,
-                " must be float16 or bfloat16");
-  SEGKERN_CHECK(t.size(1) % kDenseVector == 0, op, ": ", name, " must have a multiple of ",
-                kDenseVector, " channels, got ", t.size(1));
+  SEGKERN_CHECK(element == Element::kFloat16 || element == Element::kBFloat16 ||
+                    (tf32 && element == Element::kFloat32),
+                op, ": ", name, " must be float16",
+                tf32 ? ", bfloat16 or float32" : " or bfloat16");
+  SEGKERN_CHECK(t.size(1) % dense_vector(element) == 0, op, ": ", name,
+                " must have a multiple of ", dense_vector(element), " channels, got ", t.size(1));
   return element;
 }
 
@@ -37,14 +33,22 @@ ConvWindow dense_window(const char* op, int64_t kernel_h, int64_t kernel_w, cons
   return w;
 }
 
+using Launch = void (*)(const DenseParams&, cudaStream_t);
+
+void check_launch(const char* op, Launch launch, const ConvWindow& w) {
+  SEGKERN_CHECK(launch == launch_dense_conv || (w.stride_h == 1 && w.stride_w == 1), op,
+                ": stride must be 1, got (", w.stride_h, ", ", w.stride_w, ")");
+}
+
+template <Launch launch>
 Tensor dense_conv2d_cuda(const Tensor& input, const Tensor& weight,
                          const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                          const std::optional<Tensor>& residual, const std::optional<Tensor>& slope,
                          IntList stride, IntList padding, IntList dilation, int64_t activation) {
-  constexpr const char* op = "dense_conv2d";
+  constexpr const char* op = launch == launch_dense_conv ? "dense_conv2d" : "wgmma_conv2d";
   const OnDeviceOf device(input);
   DenseParams p{};
-  p.element = check_features(op, "input", input);
+  p.element = check_features(op, "input", input, launch == launch_dense_conv);
   p.batch = input.size(0);
   p.in_channels = input.size(1);
   check_same(op, "weight", weight, input);
@@ -54,6 +58,7 @@ Tensor dense_conv2d_cuda(const Tensor& input, const Tensor& weight,
   p.out_channels = weight.size(0);
   p.window = dense_window(op, weight.size(2), weight.size(3), stride, padding, dilation,
                           input.size(2), input.size(3));
+  check_launch(op, launch, p.window);
   const std::vector<int64_t> sizes = {p.batch, p.out_channels, p.window.out_h, p.window.out_w};
   EpilogueArgs epilogue =
       epilogue_args(op, input, sizes, true, scale, shift, residual, slope, activation);
@@ -72,19 +77,21 @@ Tensor dense_conv2d_cuda(const Tensor& input, const Tensor& weight,
   p.activation = epilogue.activation;
   p.out = out.data_ptr();
   if (p.batch > 0) {
-    launch_dense_conv(p, device.stream());
+    launch(p, device.stream());
   }
   return out;
 }
 
 // Of stride 1: the same convolution over the gradient, with the taps in reverse and the weight's
 // channels exchanged.
+template <Launch launch>
 Tensor dense_grad_input_cuda(const Tensor& grad, const Tensor& weight, int64_t input_h,
                              int64_t input_w, IntList stride, IntList padding, IntList dilation) {
-  constexpr const char* op = "_dense_conv2d_grad_input";
+  constexpr const char* op = launch == launch_dense_conv ? "_dense_conv2d_grad_input"
+                                                         : "_wgmma_conv2d_grad_input";
   const OnDeviceOf device(grad);
   DenseParams p{};
-  p.element = check_features(op, "grad", grad);
+  p.element = check_features(op, "grad", grad, launch == launch_dense_conv);
   p.batch = grad.size(0);
   p.in_channels = grad.size(1);
   check_same(op, "weight", weight, grad);
@@ -107,7 +114,7 @@ Tensor dense_grad_input_cuda(const Tensor& grad, const Tensor& weight, int64_t i
   p.activation = Activation::kNone;
   p.out = out.data_ptr();
   if (p.batch > 0) {
-    launch_dense_conv(p, device.stream());
+    launch(p, device.stream());
   }
   return out;
 }
@@ -118,8 +125,8 @@ Tensor dense_grad_weight_cuda(const Tensor& grad, const Tensor& input, int64_t k
   constexpr const char* op = "_dense_conv2d_grad_weight";
   const OnDeviceOf device(input);
   DenseWeightGradParams p{};
-  p.element = check_features(op, "input", input);
-  check_features(op, "grad", grad);
+  p.element = check_features(op, "input", input, true);
+  check_features(op, "grad", grad, true);
   check_same(op, "grad", grad, input);
   p.batch = input.size(0);
   p.in_channels = input.size(1);
@@ -147,9 +154,12 @@ Tensor dense_grad_weight_cuda(const Tensor& grad, const Tensor& input, int64_t k
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(segkern, CUDA, m) {
-  m.impl("dense_conv2d", TORCH_BOX(&dense_conv2d_cuda));
-  m.impl("_dense_conv2d_grad_input", TORCH_BOX(&dense_grad_input_cuda));
+  m.impl("dense_conv2d", TORCH_BOX(&dense_conv2d_cuda<launch_dense_conv>));
+  m.impl("_dense_conv2d_grad_input", TORCH_BOX(&dense_grad_input_cuda<launch_dense_conv>));
   m.impl("_dense_conv2d_grad_weight", TORCH_BOX(&dense_grad_weight_cuda));
+  m.impl("wgmma_conv2d", TORCH_BOX(&dense_conv2d_cuda<launch_wgmma_conv>));
+  m.impl("_wgmma_conv2d_grad_input", TORCH_BOX(&dense_grad_input_cuda<launch_wgmma_conv>));
+  m.impl("_wgmma_conv2d_grad_weight", TORCH_BOX(&dense_grad_weight_cuda));
 }
 
 }  // namespace segkern

@@ -6,57 +6,28 @@
 
 #include "../common/kernel_dispatch.cuh"
 #include "dense.cuh"
+#include "dense_tiles.h"
 #include "dense_weight_grad.cuh"
 #include "sum_parts.cuh"
 
 namespace segkern {
 
-// Tiles along one axis that a tap reaches, summed over the taps: what a block of such tiles works.
-inline int64_t live_tiles(int64_t outputs, int64_t tile, int64_t taps, int64_t stride, int64_t pad,
-                          int64_t rate, int64_t length) {
-  int64_t count = 0;
-  for (int64_t first = 0; first < outputs; first += tile) {
-    const int64_t last = first + tile < outputs ? first + tile - 1 : outputs - 1;
-    for (int64_t k = 0; k < taps; ++k) {
-      const int64_t shift = k * rate - pad;
-      count += last * stride + shift >= 0 && first * stride + shift < length ? 1 : 0;
-    }
+// Calls body(TypeTag<__half | __nv_bfloat16 | float>), the types of tensor cores' operands.
+template <typename Body>
+void by_multiplied_type(Element element, const Body& body) {
+  switch (element) {
+    case Element::kFloat16:
+      return body(TypeTag<__half>{});
+    case Element::kBFloat16:
+      return body(TypeTag<__nv_bfloat16>{});
+    default:
+      return body(TypeTag<float>{});
   }
-  return count;
-}
-
-// The shape of at most kDensePixels pixels that leaves the fewest tiles x taps, among those whose
-// width divides the output's into at most 16 parts of about the same size, or is kDensePixels.
-inline DenseTiles dense_tiles(const DenseParams& p) {
-  const ConvWindow& w = p.window;
-  DenseTiles best{};
-  int64_t least = INT64_MAX;
-  for (int64_t parts = 1; parts <= 17; ++parts) {
-    const int64_t part = parts == 17 ? kDensePixels : (w.out_w + parts - 1) / parts;
-    const int64_t width = part < w.out_w ? part : w.out_w;
-    if (width > kDensePixels) {
-      continue;
-    }
-    const int64_t most = kDensePixels / width;
-    const int64_t height = most < w.out_h ? most : w.out_h;
-    const int64_t work =
-        live_tiles(w.out_h, height, w.kernel_h, w.stride_h, w.pad_h, w.dilation_h, w.in_h) *
-        live_tiles(w.out_w, width, w.kernel_w, w.stride_w, w.pad_w, w.dilation_w, w.in_w);
-    if (work < least) {
-      least = work;
-      best.height = static_cast<int32_t>(height);
-      best.width = static_cast<int32_t>(width);
-    }
-  }
-  best.down = static_cast<int32_t>((w.out_h + best.height - 1) / best.height);
-  best.across = static_cast<int32_t>((w.out_w + best.width - 1) / best.width);
-  best.channels = static_cast<int32_t>((p.out_channels + kDenseChannels - 1) / kDenseChannels);
-  return best;
 }
 
 template <typename Launch>
 void dense_conv(const DenseParams& p, const Launch& launch) {
-  const DenseTiles tiles = dense_tiles(p);
+  const DenseTiles tiles = dense_tiles(p, kDenseChannels);
   const int64_t blocks = p.batch * tiles.down * tiles.across * tiles.channels;
   const ConvWindow& w = p.window;
   // The kernel keeps positions, and steps, in 32 bits.
@@ -65,11 +36,10 @@ void dense_conv(const DenseParams& p, const Launch& launch) {
       w.taps() > kMaxDenseTaps) {
     throw std::runtime_error("dense_conv2d: input must have fewer rows, columns, channels or taps");
   }
-  if (p.element == Element::kFloat16) {
-    launch.with_shared(dense_conv_kernel<__half>, blocks, kDenseShared, p, tiles);
-  } else {
-    launch.with_shared(dense_conv_kernel<__nv_bfloat16>, blocks, kDenseShared, p, tiles);
-  }
+  by_multiplied_type(p.element, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch.with_shared(dense_conv_kernel<T>, blocks, kDenseShared, p, tiles);
+  });
 }
 
 // Blocks that fill a large device twice, and pixels below which a part is not worth a block.
@@ -103,12 +73,10 @@ void dense_weight_grad(const DenseWeightGradParams& p, float* partial, const Lau
   const DenseGradTiles tiles = dense_grad_tiles(p);
   const int64_t blocks = tiles.parts * w.taps() * tiles.out_tiles * tiles.in_tiles;
   const int64_t count = p.out_channels * w.taps() * p.in_channels;
-  if (p.element == Element::kFloat16) {
-    launch.with_shared(dense_weight_grad_kernel<__half>, blocks, kGradShared, p, tiles, partial);
-  } else {
-    launch.with_shared(dense_weight_grad_kernel<__nv_bfloat16>, blocks, kGradShared, p, tiles,
-                       partial);
-  }
+  by_multiplied_type(p.element, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch.with_shared(dense_weight_grad_kernel<T>, blocks, kGradShared, p, tiles, partial);
+  });
   launch(sum_parts_kernel<float>, count, static_cast<const float*>(partial),
          static_cast<int64_t>(tiles.parts), count, p.weight_grad);
 }

@@ -9,11 +9,17 @@ namespace segkern {
 namespace {
 
 constexpr int kGradTile = 128;   // output channels, and input channels, of a block
-constexpr int kGradPixelStep = 32;  // pixels of a step
 constexpr int kGradStages = 4;
-constexpr int kGradRow = kGradTile / 8;  // 16-byte chunks of a pixel
-constexpr int kGradHalf = kGradPixelStep * kGradRow;
+constexpr int kGradHalf = 512;  // 16-byte chunks of an operand of a step
 constexpr int kGradShared = kGradStages * 2 * kGradHalf * 16;  // bytes
+
+template <typename T>
+struct GradStep {
+  static constexpr int kLanes = 16 / sizeof(T);            // channels of a chunk
+  static constexpr int kRow = kGradTile / kLanes;          // chunks of a pixel
+  static constexpr int kPixels = kGradHalf / kRow;         // of a step
+  static constexpr int kDepth = 32 / sizeof(T);            // pixels of a product
+};
 
 struct alignas(16) GradChunk {
   uint32_t words[4];
@@ -24,8 +30,48 @@ struct DenseGradTiles {
   int32_t out_tiles, in_tiles, parts;
 };
 
+// Where chunk `chunk` of pixel `row` lies: those that a fragment reads at once fall into different
+// banks, eight pixels of a chunk for 16-bit elements, four pixels of two chunks for float32.
+template <typename T>
 __device__ __forceinline__ int grad_chunk(int row, int chunk) {
-  return row * kGradRow + (chunk ^ (row & 7));
+  return row * GradStep<T>::kRow + (chunk ^ (sizeof(T) == 2 ? row & 7 : (row & 3) << 1));
+}
+
+// float32 number `channel` of pixel `row`, rounded, where grad_chunk puts it; `row` % 4 is the
+// lane's.
+__device__ __forceinline__ uint32_t grad_word(const GradChunk* from, int row, int channel,
+                                              int lane) {
+  const auto* words = reinterpret_cast<const uint32_t*>(from);
+  return round_operand<float>(words[row * kGradTile + (channel ^ lane % 4 * 8)]);
+}
+
+// The fragments of multiply_add of an operand that lies with its depth, the pixels from `pixel` on,
+// down its rows: `a` of 16 channels from `channel` on, b of 8 and the next 8.
+template <typename T>
+__device__ __forceinline__ void load_grad_a(uint32_t (&a)[4], const GradChunk* from, int pixel,
+                                            int channel, int lane) {
+  if constexpr (sizeof(T) == 2) {
+    load_matrices_transposed(a, from + grad_chunk<T>(pixel + lane / 16 * 8 + lane % 8,
+                                                     channel / 8 + lane / 8 % 2));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      a[i] = grad_word(from, pixel + lane % 4 + i / 2 * 4, channel + lane / 4 + i % 2 * 8, lane);
+    }
+  }
+}
+template <typename T>
+__device__ __forceinline__ void load_grad_b(uint32_t (&b)[4], const GradChunk* from, int pixel,
+                                            int channel, int lane) {
+  if constexpr (sizeof(T) == 2) {
+    load_matrices_transposed(b, from + grad_chunk<T>(pixel + lane / 8 % 2 * 8 + lane % 8,
+                                                     channel / 8 + lane / 16));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      b[i] = grad_word(from, pixel + lane % 4 + i % 2 * 4, channel + lane / 4 + i / 2 * 8, lane);
+    }
+  }
 }
 
 // The outputs [first, last) of an axis whose input at `shift` lies inside.
@@ -43,6 +89,7 @@ __device__ __forceinline__ void met_outputs(int outputs, int stride, int shift, 
 template <typename T>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     dense_weight_grad_kernel(DenseWeightGradParams p, DenseGradTiles tiles, float* partial) {
+  using Step = GradStep<T>;
   SEGKERN_DYNAMIC_SHARED(GradChunk, ring);
   const ConvWindow& w = p.window;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
@@ -66,9 +113,10 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   // Every thread copies one chunk of two pixels of each operand in a step.
   const T* const grad = static_cast<const T*>(p.grad);
   const T* const in = static_cast<const T*>(p.in);
-  const int chunk = thread % kGradRow, row = thread / kGradRow;
-  constexpr int kRows = kBlockThreads / kGradRow;
-  const int out_channel = first_out + chunk * 8, in_channel = first_in + chunk * 8;
+  const int chunk = thread % Step::kRow, row = thread / Step::kRow;
+  constexpr int kRows = kBlockThreads / Step::kRow;
+  const int out_channel = first_out + chunk * Step::kLanes;
+  const int in_channel = first_in + chunk * Step::kLanes;
   AsyncCopies copies;
   int next = first;
   const auto load = [&](int stage) {
@@ -88,19 +136,19 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
             (image * w.in_h + oh * stride_h + shift_h) * w.in_w + ow * stride_w + shift_w;
         const bool of_grad = there && out_channel < p.out_channels;
         const bool of_in = there && in_channel < p.in_channels;
-        copies.copy(grads + grad_chunk(at, chunk),
+        copies.copy(grads + grad_chunk<T>(at, chunk),
                     of_grad ? grad + from * p.out_channels + out_channel : grad, of_grad);
-        copies.copy(inputs + grad_chunk(at, chunk),
+        copies.copy(inputs + grad_chunk<T>(at, chunk),
                     of_in ? in + to * p.in_channels + in_channel : in, of_in);
       }
-      next += kGradPixelStep;
+      next += Step::kPixels;
     }
     copies.commit();
   };
 
   float sums[2][8][4] = {};
   const int warp_out = warp / 2 * 32, warp_in = warp % 2 * 64;
-  const int steps = (last - first + kGradPixelStep - 1) / kGradPixelStep;
+  const int steps = (last - first + Step::kPixels - 1) / Step::kPixels;
 #pragma unroll
   for (int stage = 0; stage < kGradStages - 1; ++stage) {
     load(stage);
@@ -113,18 +161,16 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     const GradChunk* const grads = ring + step % kGradStages * 2 * kGradHalf;
     const GradChunk* const inputs = grads + kGradHalf;
 #pragma unroll
-    for (int k = 0; k < kGradPixelStep; k += 16) {
+    for (int k = 0; k < Step::kPixels; k += Step::kDepth) {
       uint32_t a[2][4];
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        load_matrices_transposed(a[m], grads + grad_chunk(k + lane / 16 * 8 + lane % 8,
-                                                          warp_out / 8 + 2 * m + lane / 8 % 2));
+        load_grad_a<T>(a[m], grads, k, warp_out + 16 * m, lane);
       }
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         uint32_t b[4];
-        load_matrices_transposed(b, inputs + grad_chunk(k + lane / 8 % 2 * 8 + lane % 8,
-                                                        warp_in / 8 + 2 * n + lane / 16));
+        load_grad_b<T>(b, inputs, k, warp_in + 16 * n, lane);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           multiply_add<T>(sums[m][2 * n], a[m], b[0], b[1]);

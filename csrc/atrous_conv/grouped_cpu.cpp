@@ -71,11 +71,9 @@ struct Grouped {
   }
 
   T weight(int64_t g, int64_t o, int64_t i, int64_t tap) const {
-    const T* from = static_cast<const T*>(p.weight);
+    const T* from = static_cast<const T*>(p.weight) + g * p.inputs * p.outputs * w.taps();
     const T value =
-        p.swapped
-            ? from[((g * p.inputs + i) * p.outputs + o) * w.taps() + w.taps() - 1 - tap]
-            : from[((g * p.outputs + o) * p.inputs + i) * w.taps() + tap];
+        from[o * p.weight_out + i * p.weight_in + (p.flip ? w.taps() - 1 - tap : tap)];
     return p.scale ? value * static_cast<const T*>(p.scale)[g * p.outputs + o] : value;
   }
 

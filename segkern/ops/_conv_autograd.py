@@ -38,13 +38,11 @@ def call_convolution(
     )
 
 
-def contiguous_empty(like: Tensor, sizes: Sequence[int]) -> Tensor:
-    """An output of the operators that give contiguous results."""
-    return like.new_empty(sizes)
-
-
 def register_convolution(
-    name: str, empty: EmptyLike, empty_weight: EmptyLike | None = None, depthwise: bool = False
+    name: str,
+    empty: EmptyLike,
+    empty_weight: EmptyLike = Tensor.new_empty,
+    depthwise: bool = False,
 ) -> None:
     """Registers fake kernels and autograd for ``segkern::name`` and its two gradients,
     ``_name_grad_input`` and ``_name_grad_weight``.
@@ -53,7 +51,7 @@ def register_convolution(
     can have several. `empty` lays out the output and the gradient of the input, `empty_weight` that
     of the weight.
     """
-    _register_fakes(name, empty, empty_weight or contiguous_empty, depthwise)
+    _register_fakes(name, empty, empty_weight, depthwise)
     _register_autograd(name)
 
 

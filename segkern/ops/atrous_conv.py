@@ -74,9 +74,11 @@ def atrous_conv2d(
             without a pixel.
 
     Deterministic where the kernel is ours (on the CPU for any number of threads), else as torch's
-    convolution. Differentiable in every tensor; without autograd the epilogue is part of the
-    convolution. Under autocast it runs in autocast's dtype. A weight that is not finite may turn
-    outputs to NaN that lie less than 16 pixels from those it reaches.
+    convolution. On CUDA the kernels of this package run only where :mod:`segkern.ops.conv_table`
+    is told so; float32 is then rounded to TF32 in dense convolutions, if torch allows convolutions
+    that (``torch.backends.cudnn.allow_tf32``). Differentiable in every tensor; without autograd the
+    epilogue is part of the convolution. Under autocast it runs in autocast's dtype. A weight that
+    is not finite may turn outputs to NaN that lie less than 16 pixels from those it reaches.
 
     Example:
         >>> import torch
@@ -145,11 +147,15 @@ def run_convolution(
         return depthwise_conv2d(x, weight, window, epilogue)
     if choice == "segkern" and pointwise and not wants_grad(x, weight, *epilogue.tensors()):
         return separable_conv2d(x, None, Epilogue(), weight, epilogue, window)
-    if choice == "segkern" and kind == "grouped" and grouped.takes(x, weight, groups):
-        y = grouped.grouped_conv2d(to_layout(x, False), weight, window, groups, epilogue)
-        return to_layout(y, channels_last)
+    if choice == "segkern" and kind == "grouped":
+        if grouped.takes(x, weight, window, groups, epilogue):
+            return grouped.grouped_conv2d(x, weight, window, groups, epilogue)
     if choice == "segkern" and kind == "dense" and dense.takes(x, weight, window, epilogue):
         y = dense.dense_conv2d(x, weight, window, epilogue)
+        return y if channels_last else y.contiguous()
+    if choice == "wgmma":
+        dense.check_wgmma("atrous_conv2d", x, weight, window, epilogue)
+        y = dense.dense_conv2d(x, weight, window, epilogue, wgmma=True)
         return y if channels_last else y.contiguous()
     return _torch_convolution(
         x, weight, window, groups, epilogue, choice == "torch_channels_last" and not channels_last

@@ -23,7 +23,7 @@ from segkern.ops._convolution import (
 )
 from segkern.ops._pooling import IntPair
 from segkern.ops.atrous_conv import run_convolution
-from segkern.ops.separable import separable_conv2d
+from segkern.ops.separable import separable_conv2d, takes
 
 
 def atrous_separable_conv2d(
@@ -48,8 +48,10 @@ def atrous_separable_conv2d(
 
     ``hidden = act1(depthwise(x) * depthwise_scale + depthwise_shift)`` and
     ``act2(pointwise(hidden) * scale + shift + residual)``. Where the fused kernel runs (kind
-    ``"separable"`` of :mod:`segkern.ops.conv_table`) the hidden map is never in memory as a whole,
-    and `x` is read once; a backward pass makes the hidden map again instead of keeping it.
+    ``"separable"`` of :mod:`segkern.ops.conv_table`) the hidden map is never in memory as a whole;
+    on the CPU `x` is read once. A backward pass makes the hidden map again instead of keeping it.
+    On CUDA the fused kernel takes float16, bfloat16 and, where torch allows TF32, float32, with
+    channels a multiple of 16 bytes, and is not the default.
 
     Args:
         x: (N, C, H, W), float64, float32, float16 or bfloat16.
@@ -89,8 +91,7 @@ def atrous_separable_conv2d(
     check_weight(op, "pointwise_weight", pointwise, x, 1)
     if depthwise.shape[0] != channels:
         raise ValueError(
-            f"{op}: depthwise_weight must be ({channels}, 1, kh, kw), "
-            f"got {tuple(depthwise.shape)}"
+            f"{op}: depthwise_weight must be ({channels}, 1, kh, kw), got {tuple(depthwise.shape)}"
         )
     if tuple(pointwise.shape[2:]) != (1, 1):
         raise ValueError(
@@ -137,7 +138,7 @@ def run_separable(
     """A checked separable convolution by the kernels that the table names."""
     channels_last = suggest_memory_format(x) == torch.channels_last
     choice = conv_table.choose("separable", x, window.dilation, channels_last)
-    if choice == "segkern":
+    if choice == "segkern" and takes(x, window):
         return separable_conv2d(x, depthwise, inner, pointwise, outer, window)
     hidden = run_convolution(x, depthwise, window, x.shape[1], inner)
     return run_convolution(hidden, pointwise, Window([1, 1], [0, 0], [1, 1]), 1, outer)

@@ -5,14 +5,20 @@ Choices:
 - ``"segkern"``: the kernel of this package, in the layout of the input;
 - ``"torch"``: torch's convolution (oneDNN on the CPU, cuDNN on CUDA), in the input's layout;
 - ``"torch_channels_last"``: torch's convolution in channels-last, with the input and the output
-  converted where they are not.
+  converted where they are not;
+- ``"wgmma"``, for the kind ``"dense"`` only: the kernel of this package for GPUs of compute
+  capability 9.0. It is never taken by default and never replaced by another: a call that it does
+  not take (see :func:`segkern.ops.dense.check_wgmma`) is an error.
 
 The rows of :data:`TABLE` are tried in order. They hold what was measured (docs/benchmarks.md); a
 kernel of this package that has not been measured on a device is not in the rows of that device,
 and a kernel that does not exist for a device cannot be chosen there at all. The kernels for CUDA
 have not been measured yet: ``override(depthwise="segkern", dense="segkern")`` runs them, the dense
-one where it takes the call (float16 and bfloat16, input channels a multiple of 8, at most 256 taps;
-with autograd also output channels a multiple of 8 and stride 1), and torch elsewhere.
+one where it takes the call (:func:`segkern.ops.dense.takes`: float16, bfloat16, and float32 in TF32
+where torch allows that to convolutions), and torch elsewhere. ``override(grouped="segkern")`` runs
+the one for groups of at most 32 channels (:func:`segkern.ops.grouped.takes`),
+``override(separable="segkern")`` the fused separable one (:func:`segkern.ops.separable.takes`).
+``override(dense="wgmma")`` runs the one for Hopper.
 """
 
 from __future__ import annotations
@@ -25,12 +31,13 @@ import torch
 from torch import Tensor
 
 CHOICES = ("segkern", "torch", "torch_channels_last")
+ONLY_DENSE = ("wgmma",)
 KINDS = ("depthwise", "grouped", "dense", "pointwise", "separable", "esp")
 
 #: Kernels of this package that exist, by device type and kind.
 KERNELS = {
     "cpu": ("depthwise", "grouped", "pointwise", "separable", "esp"),
-    "cuda": ("depthwise", "dense"),
+    "cuda": ("depthwise", "grouped", "dense", "separable"),
 }
 
 _FULL = (torch.float32, torch.float64)
@@ -121,9 +128,11 @@ def override(**choices: str) -> Iterator[None]:
     for kind, choice in choices.items():
         if kind not in KINDS:
             raise ValueError(f"override: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        if choice not in CHOICES:
+        choices_here = CHOICES + ONLY_DENSE if kind == "dense" else CHOICES
+        if choice not in choices_here:
             raise ValueError(
-                f"override: {kind} must be one of {', '.join(map(repr, CHOICES))}, got {choice!r}"
+                f"override: {kind} must be one of {', '.join(map(repr, choices_here))}, "
+                f"got {choice!r}"
             )
     before = dict(_overrides)
     _overrides.update(choices)

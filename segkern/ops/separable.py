@@ -9,6 +9,10 @@ from segkern import _load
 from segkern.ops._conv_autograd import call_convolution, epilogue_grads
 from segkern.ops._convolution import ACTIVATIONS, Epilogue, Window, accumulator, conv_length
 from segkern.ops._pooling import empty_like_layout
+from segkern.ops.dense import tf32_allowed
+
+# csrc/atrous_conv/separable_launch.cuh
+_MAX_EXTENT = 2**29
 
 
 def is_pointwise(weight: Tensor, window: Window) -> bool:
@@ -16,6 +20,21 @@ def is_pointwise(weight: Tensor, window: Window) -> bool:
     return (
         tuple(weight.shape[2:]) == (1, 1) and window.stride == [1, 1] and window.padding == [0, 0]
     )
+
+
+def takes(x: Tensor, window: Window) -> bool:
+    """Whether the fused kernel of the device of `x` runs a separable convolution.
+
+    On CUDA float16, bfloat16, and float32 where torch lets convolutions use TF32; channels a
+    multiple of 8, of 4 for float32. On the CPU everything.
+    """
+    if not x.is_cuda:
+        return True
+    if x.dtype == torch.float64 or x.shape[1] * x.element_size() % 16:
+        return False
+    if any(x.shape[2 + i] + 2 * window.padding[i] > _MAX_EXTENT for i in range(2)):
+        return False
+    return x.dtype != torch.float32 or tf32_allowed()
 
 
 def separable_conv2d(

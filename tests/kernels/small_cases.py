@@ -72,9 +72,7 @@ def run_deep_parsing() -> int:
             image = torch.rand(shape[0], colours, *shape[2:], device="cuda")
             weight = torch.ones((), device="cuda", requires_grad=True)
             for multiply in (True, False):
-                out = ops.local_quadratic_filter(
-                    q, image, weight, 0.1, kernel, multiply=multiply
-                )
+                out = ops.local_quadratic_filter(q, image, weight, 0.1, kernel, multiply=multiply)
                 out.backward(torch.ones_like(out))
                 runs += 1
         for layout in (torch.contiguous_format, torch.channels_last):
@@ -129,19 +127,58 @@ def run_depthwise() -> int:
 def run_dense() -> int:
     """Tensor-core convolutions and their gradients, over tiles, ragged channels and taps."""
     runs = 0
-    for dtype in (torch.bfloat16, torch.float16):
-        for shape, outputs, kernel, rate in (
-            ((2, 8, 9, 20), 16, 3, 6),
-            ((1, 136, 30, 7), 8, 3, 18),
-            ((1, 40, 5, 6), 136, 1, 1),
-        ):
-            x = torch.randn(shape, device="cuda").to(dtype).requires_grad_()
-            weight = torch.randn(outputs, shape[1], kernel, kernel, device="cuda").to(dtype)
-            weight.requires_grad_()
-            with conv_table.override(dense="segkern"):
-                y = ops.atrous_conv2d(x, weight, padding=rate * (kernel // 2), dilation=rate)
-            y.backward(torch.ones_like(y))
-            runs += 1
+    kernels = ["segkern"]
+    if torch.cuda.get_device_capability() == (9, 0):
+        kernels.append("wgmma")
+    for name in kernels:
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            if name == "wgmma" and dtype == torch.float32:
+                continue
+            for shape, outputs, kernel, rate in (
+                ((2, 8, 9, 20), 16, 3, 6),
+                ((1, 136, 30, 7), 8, 3, 18),
+                ((1, 40, 5, 6), 136, 1, 1),
+                ((1, 72, 15, 15), 320, 3, 4),
+            ):
+                x = torch.randn(shape, device="cuda").to(dtype).requires_grad_()
+                weight = torch.randn(outputs, shape[1], kernel, kernel, device="cuda").to(dtype)
+                weight.requires_grad_()
+                with conv_table.override(dense=name):
+                    y = ops.atrous_conv2d(x, weight, padding=rate * (kernel // 2), dilation=rate)
+                y.backward(torch.ones_like(y))
+                runs += 1
+    torch.cuda.synchronize()
+    return runs
+
+
+def run_small_groups() -> int:
+    """Small groups with their gradients, and fused separable convolutions, in both layouts."""
+    runs = 0
+    for dtype in DTYPES:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for shape, outputs, groups, stride, rate in (
+                ((2, 6, 9, 20), 10, 2, 1, 6),
+                ((1, 64, 5, 7), 64, 2, 2, 1),
+                ((1, 3, 4, 4), 15, 3, 1, 18),
+            ):
+                x = torch.randn(shape, device="cuda").to(dtype, memory_format=layout)
+                x.requires_grad_()
+                weight = torch.randn(outputs, shape[1] // groups, 3, 3, device="cuda").to(dtype)
+                weight.requires_grad_()
+                window = {"stride": stride, "padding": rate, "dilation": rate, "groups": groups}
+                with conv_table.override(grouped="segkern"):
+                    y = ops.atrous_conv2d(x, weight, **window, activation="relu")
+                y.backward(torch.ones_like(y))
+                runs += 1
+            for shape, outputs, rate in (((2, 40, 9, 7), 21, 6), ((1, 8, 5, 5), 300, 1)):
+                x = torch.randn(shape, device="cuda").to(dtype, memory_format=layout)
+                depthwise = torch.randn(shape[1], 1, 3, 3, device="cuda").to(dtype)
+                pointwise = torch.randn(outputs, shape[1], 1, 1, device="cuda").to(dtype)
+                with torch.no_grad(), conv_table.override(separable="segkern"):
+                    ops.atrous_separable_conv2d(
+                        x, depthwise, pointwise, padding=rate, dilation=rate, activation="relu"
+                    )
+                runs += 1
     torch.cuda.synchronize()
     return runs
 
@@ -277,6 +314,7 @@ def main() -> int:
     print(f"{run_deep_parsing()} deep parsing cases ran")
     print(f"{run_depthwise()} depthwise convolutions ran")
     print(f"{run_dense()} dense convolutions ran")
+    print(f"{run_small_groups()} convolutions of small groups and separable ones ran")
     print(f"{run_gaussian_crf()} Gaussian CRF cases ran")
     print(f"{run_permutohedral()} lattices ran")
     print(f"{run_dense_crf()} dense CRFs ran")

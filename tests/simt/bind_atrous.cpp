@@ -5,14 +5,9 @@
 // window is the fields of ConvWindow in order; then arrays in memory order, outputs last.
 #include <pybind11/stl.h>
 
-#include <array>
-#include <stdexcept>
-#include <string>
-#include <tuple>
-
 #include "atrous_conv/dense_launch.cuh"
 #include "atrous_conv/depthwise_launch.cuh"
-#include "simt/numpy.h"
+#include "conv_binding.h"
 
 namespace py = pybind11;
 using segkern::ConvWindow;
@@ -22,40 +17,6 @@ using segkern::Element;
 using simt::DeviceBuffer;
 
 namespace {
-
-using Geometry = std::tuple<std::array<int64_t, 14>, int64_t, int64_t, std::string, bool>;
-
-// What CudaLauncher in common/launch.cuh is on the device.
-struct SimtLauncher {
-  static inline int64_t int32_limit = INT32_MAX;  // set_int32_limit: reach several launches
-
-  template <typename... Params, typename... Args>
-  void operator()(void (*kernel)(Params...), int64_t threads, Args... args) const {
-    if (threads <= 0) {
-      return;
-    }
-    const int64_t blocks = (threads + segkern::kBlockThreads - 1) / segkern::kBlockThreads;
-    simt::launch(kernel, static_cast<unsigned>(blocks), segkern::kBlockThreads, 0, args...);
-  }
-
-  template <typename... Params, typename... Args>
-  void with_shared(void (*kernel)(Params...), int64_t blocks, int bytes, Args... args) const {
-    simt::allow_dynamic_shared(kernel, bytes);
-    simt::launch(kernel, static_cast<unsigned>(blocks), segkern::kBlockThreads, bytes, args...);
-  }
-};
-
-Element element_named(const std::string& name) {
-  return name == "float64"    ? Element::kFloat64
-         : name == "float32"  ? Element::kFloat32
-         : name == "float16"  ? Element::kFloat16
-         : name == "bfloat16" ? Element::kBFloat16
-                              : throw std::invalid_argument("no element type is called " + name);
-}
-
-ConvWindow window_of(const std::array<int64_t, 14>& f) {
-  return {f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], f[9], f[10], f[11], f[12], f[13]};
-}
 
 // scale, shift, slope and residual may be empty. `offset` bytes in front of the input make it less
 // aligned than an allocation.
@@ -173,7 +134,7 @@ std::tuple<std::array<int32_t, 5>, int64_t> dense_tiles(const Geometry& geometry
   p.batch = std::get<1>(geometry);
   p.in_channels = std::get<2>(geometry);
   p.out_channels = out_channels;
-  const segkern::DenseTiles t = segkern::dense_tiles(p);
+  const segkern::DenseTiles t = segkern::dense_tiles(p, segkern::kDenseChannels);
   const ConvWindow& w = p.window;
   const int64_t live =
       segkern::live_tiles(w.out_h, t.height, w.kernel_h, w.stride_h, w.pad_h, w.dilation_h,

@@ -20,8 +20,17 @@ CASES = [
     (ConvCase((1, 16, 7, 9), (3, 2), (2, 1), (2, 3), (2, 3)), 130),
     (ConvCase((1, 8, 3, 4), (3, 3), (1, 1), (18, 18), (18, 18)), 5),
     (ConvCase((1, 8, 2, 2), (1, 1), (3, 3), (1, 1), (1, 1)), 4),
+    (ConvCase((1, 20, 5, 6), (3, 3), (1, 1), (2, 2), (2, 2)), 3),  # for float32 only
 ]
-DTYPES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def rounded(tensor):
+    """What the tensor cores see of float32: ten bits of the fraction, to the nearest."""
+    if tensor.dtype != torch.float32:
+        return tensor.double()
+    bits = tensor.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).double()
 
 
 def geometry(case, dtype, fields=None, channels=None):
@@ -48,8 +57,11 @@ def make(number, dtype):
     return x, weight, (scale, shift, slope, residual, activation), arrays
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("number", range(len(CASES)))
+@pytest.mark.parametrize(
+    ("number", "dtype"),
+    [(k, dtype) for k in range(5) for dtype in DTYPES] + [(5, torch.float32)],
+    ids=str,
+)
 def test_forward(number, dtype):
     module = load("atrous")
     case, outputs = CASES[number]
@@ -57,14 +69,12 @@ def test_forward(number, dtype):
     shape = (case.shape[0], outputs, *case.output_size)
 
     def run():
-        out = poisoned(
-            module, (shape[0], shape[2] * shape[3], outputs), arrays[0].dtype
-        )
+        out = poisoned(module, (shape[0], shape[2] * shape[3], outputs), arrays[0].dtype)
         module.dense(geometry(case, dtype), outputs, False, activation, *arrays, out)
         return out
 
     (out,) = check_orders(module, run, ORDERS if dtype == torch.float16 else ORDERS[1:3])
-    wanted = F.conv2d(x.double(), weight.double(), **case.arguments)
+    wanted = F.conv2d(rounded(x), rounded(weight), **case.arguments)
     if scale is not None:
         wanted = wanted * scale.double().view(1, -1, 1, 1)
     if shift is not None:
@@ -115,8 +125,8 @@ def test_gradients(number, dtype):
         return [grad_x, grad_w]
 
     grad_x, grad_w = check_orders(module, run, ORDERS[1:3])
-    exact = [t.double().requires_grad_() for t in (x, weight)]
-    F.conv2d(*exact, **case.arguments).backward(grad.double())
+    exact = [rounded(t).requires_grad_() for t in (x, weight)]
+    F.conv2d(*exact, **case.arguments).backward(rounded(grad))
     close_to(from_memory(grad_x, case.shape, True, dtype), exact[0].grad, dtype)
     close_to(torch.from_numpy(grad_w).permute(0, 3, 1, 2), exact[1].grad, torch.float32)
 

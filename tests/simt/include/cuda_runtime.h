@@ -47,6 +47,7 @@ enum cudaError_t { cudaSuccess = 0 };
 
 #include "simt/atomics.h"
 #include "simt/bits.h"
+#include "simt/hopper.h"
 #include "simt/launch.h"
 #include "simt/math.h"
 #include "simt/memory.h"

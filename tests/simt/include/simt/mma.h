@@ -89,23 +89,44 @@ inline void load_matrices_transposed(std::uint32_t (&to)[4], const void* row,
   }
 }
 
+/// Of float32: cvt.rna.tf32, which keeps 10 bits of the fraction, ties away from zero.
+template <typename T>
+std::uint32_t round_operand(std::uint32_t word) {
+  if constexpr (sizeof(T) == 2) {
+    return word;
+  } else {
+    const bool finite = (word >> 23 & 0xff) != 0xff;
+    const bool nan = !finite && (word & 0x7fffff) != 0;
+    return nan ? 0x7fffffffu & ~0x1fffu : (finite ? word + 0x1000 : word) & ~0x1fffu;
+  }
+}
+
 template <typename T>
 void multiply_add(float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                   std::uint32_t b1, Site site = Site::here()) {
-  const auto element = [](std::uint32_t word, int half) {
-    return static_cast<float>(T::from_bits(static_cast<std::uint16_t>(word >> (16 * half))));
+  constexpr int kInWord = 4 / static_cast<int>(sizeof(T)), kDepth = 8 * kInWord;
+  const auto element = [](std::uint32_t word, int part) {
+    if constexpr (sizeof(T) == 2) {
+      return static_cast<float>(T::from_bits(static_cast<std::uint16_t>(word >> (16 * part))));
+    } else {
+      word &= ~0x1fffu;  // hardware does not read the rest
+      float value;
+      static_cast<void>(part);
+      std::memcpy(&value, &word, 4);
+      return value;
+    }
   };
   const std::uint32_t own[6] = {a[0], a[1], a[2], a[3], b0, b1};
   const std::uint64_t* lanes = all_lanes(reinterpret_cast<std::uintptr_t>(own), site);
   const auto words = [&](int lane) { return reinterpret_cast<const std::uint32_t*>(lanes[lane]); };
   const int row = lane_id() / 4, column = 2 * (lane_id() % 4);
   for (int i = 0; i < 4; ++i) {
-    float total = 0;  // products of 16-bit elements are exact
-    for (int k = 0; k < 16; ++k) {
-      const int owner = k % 8 / 2;
-      const std::uint32_t of_a = words(4 * row + owner)[2 * (k / 8) + i / 2];
-      const std::uint32_t of_b = words(4 * (column + i % 2) + owner)[4 + k / 8];
-      total += element(of_a, k % 2) * element(of_b, k % 2);
+    float total = 0;  // products of such elements are exact
+    for (int k = 0; k < kDepth; ++k) {
+      const int owner = k % (kDepth / 2) / kInWord, half = k / (kDepth / 2);
+      const std::uint32_t of_a = words(4 * row + owner)[2 * half + i / 2];
+      const std::uint32_t of_b = words(4 * (column + i % 2) + owner)[4 + half];
+      total += element(of_a, k % kInWord) * element(of_b, k % kInWord);
     }
     sums[i] += total;
   }
