@@ -37,6 +37,16 @@ def declare_cases(timed: bool) -> list[Case]:
     ]
 
 
+def measure_norms(trunk: torch.nn.Module, height: int, width: int) -> None:
+    """Statistics of noise for batch norm: without any, features grow from block to block until a
+    rounding decides which proposals are kept."""
+    for module in trunk.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        trunk.train()(torch.randn(2, 3, height, width))
+
+
 def build(case: Case):
     """torchvision's network and ours with its weights, images and targets."""
     torch.manual_seed(0)
@@ -47,6 +57,7 @@ def build(case: Case):
         # Scores that differ: detections and proposals as of a trained network, at its thresholds.
         if name.endswith(("cls_score.weight", "cls_logits.weight")):
             torch.nn.init.normal_(parameter, std=0.05)
+    measure_norms(theirs.backbone, height, width)
     ours = create_model("maskrcnn", **sizes)
     ours.load_state_dict(theirs.state_dict())
     training = case.operator.endswith("step")

@@ -42,6 +42,7 @@ KERNELS = {
 
 _FULL = (torch.float32, torch.float64)
 _FP16 = (torch.float16,)
+_BF16 = (torch.bfloat16,)
 
 
 class Rule(NamedTuple):
@@ -64,8 +65,9 @@ class Rule(NamedTuple):
 
 TABLE: tuple[Rule, ...] = (
     Rule("segkern", "cpu", "depthwise", _FP16, why="7x to 30x torch"),
-    Rule("torch", "cpu", "depthwise", None, True, (1, 6), why="oneDNN is 0.5x to 2.5x ours there"),
-    Rule("segkern", "cpu", "depthwise", why="2x at rate 6 in NCHW, 7x to 17x at rate 18"),
+    Rule("torch", "cpu", "depthwise", _BF16, True, (1, 6), why="oneDNN is 0.8x to 1.9x ours there"),
+    Rule("torch", "cpu", "depthwise", None, True, (1, 1), why="oneDNN is 0.7x to 1.2x ours there"),
+    Rule("segkern", "cpu", "depthwise", why="1.1x to 2.5x at rate 6, 7x to 20x at rate 18"),
     Rule("segkern", "cpu", "pointwise", _FULL, why="2.0x oneDNN at 2048 to 256 channels, 65x65"),
     Rule("segkern", "cpu", "pointwise", _FP16),
     Rule("torch", "cpu", "pointwise", why="bfloat16: oneDNN has bfloat16 products"),
