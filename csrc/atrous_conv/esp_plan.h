@@ -1,5 +1,6 @@
-// How the CUDA kernels of the spatial pyramid lay out what lies between them: the reduced map, in
-// channels-last with zeros around its rows, and the branches' weights as the tensor cores read them.
+// How the CUDA kernels of the spatial pyramid lay out what lies between them: the reduced map, by
+// row, 32 bytes of channels and pixel, with zeros before and behind each row, and the branches'
+// weights as the tensor cores read them.
 #pragma once
 
 #include <algorithm>

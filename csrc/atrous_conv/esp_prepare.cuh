@@ -35,13 +35,13 @@ struct EspPiece {
   }
 };
 
-// Channel of a group of 16 that column `column` of product `part` (of two) makes: a lane's sums,
-// columns 2 (l % 4) and the next of both, are then of four neighbours.
+// Channel of a group of 16 that row or column `column` of half `part` makes: columns 2 (l % 4) and
+// the next of both halves, a lane's, are then four neighbours.
 __device__ __forceinline__ int esp_output(int part, int column) {
   return column / 2 * 4 + 2 * part + column % 2;
 }
 
-// Sixteen bytes of weights for a lane: words of both products, by branch, group of outputs, tap,
+// Sixteen bytes of weights for a lane: two words of each half, by branch, group of outputs, tap,
 // step and lane.
 template <typename T>
 __device__ __forceinline__ void esp_pack_weights(const EspParams& p, const EspPlan& plan,
@@ -138,16 +138,18 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   }
   const int y = static_cast<int>(by_row.inner), width = static_cast<int>(p.width);
   const int column = static_cast<int>(by_segment.inner) * kEspPixels + lane / 4 * 4;
-  const int x = column - plan.halo, depth = plan.steps * Piece::kDepth;
-  T* const to = reduced + (by_segment.outer * plan.pitch + column) * depth;
+  const int x = column - plan.halo;
+  const int64_t plane = static_cast<int64_t>(plan.pitch) * Piece::kDepth;  // of a row and step
+  T* const to = reduced + by_segment.outer * plan.steps * plane + column * Piece::kDepth;
   Piece pixels[4];
   if (!p.reduce) {
     for (int step = 0; step < plan.steps; ++step) {
-      const int channel = step * Piece::kDepth + lane % 4 * Piece::kLanes;
-      esp_load_pixels<T>(p, by_row.outer, y, x, channel, pixels);
+      const int within = lane % 4 * Piece::kLanes;
+      esp_load_pixels<T>(p, by_row.outer, y, x, step * Piece::kDepth + within, pixels);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        store_vec(reinterpret_cast<uint32_t*>(to + i * depth + channel), pixels[i].words());
+        store_vec(reinterpret_cast<uint32_t*>(to + step * plane + i * Piece::kDepth + within),
+                  pixels[i].words());
       }
     }
     return;
@@ -180,7 +182,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     }
   }
   const int channel = first + lane % 4 * 4;
-  if (channel >= depth) {
+  const int step = channel / Piece::kDepth, within = channel % Piece::kDepth;
+  if (step >= plan.steps) {
     return;
   }
 #pragma unroll
@@ -194,8 +197,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     }
 #pragma unroll
     for (int h = 0; h < static_cast<int>(sizeof(T) / 2); ++h) {
-      store_vec(reinterpret_cast<uint32_t*>(to + i * depth + channel + h * Piece::kLanes),
-                halves[h].words());
+      T* const at = to + step * plane + i * Piece::kDepth + within + h * Piece::kLanes;
+      store_vec(reinterpret_cast<uint32_t*>(at), halves[h].words());
     }
   }
 }

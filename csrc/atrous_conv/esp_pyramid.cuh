@@ -11,88 +11,108 @@ struct EspCount {
   static constexpr int value = kCount;
 };
 
-// Scale, shift and slope of a lane's four channels of a branch.
+// What follows the sum of one channel.
 struct EspNorm {
-  float scale[4], shift[4], slope[4];
+  float scale, shift, slope;
+  Activation activation;
 
-  __device__ __forceinline__ EspNorm(const EspParams& p, int64_t channel, int count) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const bool there = c < count;
-      const auto* scales = static_cast<const float*>(p.scale);
-      const auto* shifts = static_cast<const float*>(p.shift);
-      const auto* slopes = static_cast<const float*>(p.slope);
-      scale[c] = there && scales ? scales[channel + c] : 1.0f;
-      shift[c] = there && shifts ? shifts[channel + c] : 0.0f;
-      slope[c] = there && slopes ? slopes[(channel + c) * p.slope_step] : 0.0f;
-    }
-  }
+  __device__ __forceinline__ EspNorm(const EspParams& p, int64_t channel, bool there)
+      : scale(there && p.scale ? static_cast<const float*>(p.scale)[channel] : 1.0f),
+        shift(there && p.shift ? static_cast<const float*>(p.shift)[channel] : 0.0f),
+        slope(there && p.slope ? static_cast<const float*>(p.slope)[channel * p.slope_step] : 0.0f),
+        activation(p.activation) {}
 
-  __device__ __forceinline__ float apply(Activation activation, int c, float sum) const {
-    sum = sum * scale[c] + shift[c];
+  // NaNs pass.
+  __device__ __forceinline__ float apply(float sum) const {
+    sum = sum * scale + shift;
     if (activation == Activation::kNone || !(sum < 0)) {
       return sum;
     }
-    return activation == Activation::kPrelu ? sum * slope[c] : 0.0f;
+    return activation == Activation::kPrelu ? sum * slope : 0.0f;
   }
 };
 
-// Stores a lane's four pixels by four channels of a branch, vectors along the innermost axis.
+// Stores `count` neighbours in memory, whose sums before the residual are value(i), i < kMost.
+template <typename T, int kMost, typename Value, typename NormOf>
+__device__ __forceinline__ void esp_store(const EspParams& p, int64_t at, int count, bool vectors,
+                                          const Value& value, const NormOf& norm_of) {
+  const T* const residual = static_cast<const T*>(p.residual);
+  T* const out = static_cast<T*>(p.out);
+  if (vectors && count >= kMost) {
+    Vec<T, kMost> run;
+    if (residual) {
+      run = load_vec<T, kMost>(residual + at);
+    }
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const float added = residual ? widen(run.lane[i]) : 0.0f;
+      run.lane[i] = Narrow<T>::from(norm_of(i).apply(value(i) + added));
+    }
+    store_vec(out + at, run);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    if (i < count) {
+      const float added = residual ? widen(residual[at + i]) : 0.0f;
+      out[at + i] = Narrow<T>::from(norm_of(i).apply(value(i) + added));
+    }
+  }
+}
+
+// Stores a lane's sums of one branch's channels from `channel` on, of which there are `outputs`.
 template <typename T, bool kLast>
-__device__ __forceinline__ void esp_store(const EspParams& p, int64_t image, int y, int x,
-                                          int64_t channel, int count, bool vectors,
-                                          const float (&sums)[2][2][4]) {
-  const EspNorm norm(p, channel, count);
-  const int width = static_cast<int>(p.width), pixels = width - x < 4 ? width - x : 4;
-  const int outers = kLast ? pixels : count, inners = kLast ? count : pixels;
-  const int64_t first = kLast ? ((image * p.height + y) * p.width + x) * p.out_channels + channel
-                              : ((image * p.out_channels + channel) * p.height + y) * p.width + x;
-  const int64_t stride = kLast ? p.out_channels : p.height * p.width;
+__device__ __forceinline__ void esp_store_branch(const EspParams& p, int64_t image, int y, int x,
+                                                 int lane, int64_t channel, int outputs,
+                                                 bool vectors, const float (&sums)[4][4]) {
+  const int width = static_cast<int>(p.width);
+  if constexpr (kLast) {
+    const int first = lane % 4 * 4;
+    const EspNorm norms[4] = {{p, channel + first, first < outputs},
+                              {p, channel + first + 1, first + 1 < outputs},
+                              {p, channel + first + 2, first + 2 < outputs},
+                              {p, channel + first + 3, first + 3 < outputs}};
+    const int64_t row = (image * p.height + y) * p.width;
 #pragma unroll
-  for (int outer = 0; outer < 4; ++outer) {
-    if (outer >= outers) {
-      continue;
-    }
-    const int64_t at = first + outer * stride;
-    const T* const residual = static_cast<const T*>(p.residual);
-    const auto value = [&](int inner, float added) {
-      const int i = kLast ? outer : inner, c = kLast ? inner : outer;
-      return Narrow<T>::from(
-          norm.apply(p.activation, c, sums[i / 2][c / 2][2 * (i % 2) + c % 2] + added));
-    };
-    Vec<T, 4> four;
-    if (vectors && inners == 4) {
-      if (residual) {
-        four = load_vec<T, 4>(residual + at);
-#pragma unroll
-        for (int inner = 0; inner < 4; ++inner) {
-          four.lane[inner] = value(inner, widen(four.lane[inner]));
-        }
-      } else {
-#pragma unroll
-        for (int inner = 0; inner < 4; ++inner) {
-          four.lane[inner] = value(inner, 0.0f);
-        }
+    for (int i = 0; i < 4; ++i) {
+      const int column = x + 8 * i + lane / 4;
+      if (column < width) {
+        esp_store<T, 4>(
+            p, (row + column) * p.out_channels + channel + first, outputs - first, vectors,
+            [&](int c) { return sums[i / 2 * 2 + c / 2][2 * (i % 2) + c % 2]; },
+            [&](int c) -> const EspNorm& { return norms[c]; });
       }
-      store_vec(static_cast<T*>(p.out) + at, four);
-      continue;
     }
+  } else {
 #pragma unroll
-    for (int inner = 0; inner < 4; ++inner) {
-      if (inner < inners) {
-        static_cast<T*>(p.out)[at + inner] =
-            value(inner, residual ? widen(residual[at + inner]) : 0.0f);
+    for (int part = 0; part < 2; ++part) {
+      const int own = esp_output(part, lane / 4);
+      if (own >= outputs) {
+        continue;
+      }
+      const EspNorm norm(p, channel + own, true);
+      const int64_t row =
+          ((image * p.out_channels + channel + own) * p.height + y) * p.width;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = x + 8 * i + lane % 4 * 2;
+        esp_store<T, 2>(
+            p, row + column, width - column, vectors,
+            [&](int pixel) { return sums[i][2 * part + pixel]; },
+            [&](int) -> const EspNorm& { return norm; });
       }
     }
   }
 }
 
 // A block owns 8 rows of 32 pixels and 16 channels of every branch, a warp one of the rows, a lane
-// four neighbouring pixels by four neighbouring channels: 16 sums, which go on from branch to
-// branch where sums are hierarchical, and each of which is stored once. Per tap and 32 bytes of
-// channels a lane reads 8 bytes of each of its pixels and 16 of weights, both from the caches, the
-// reduced map from beyond the first level once for each block that meets it. Bound by the first
-// level's reads. One order of summation: branches, taps in raster order, channels.
+// 16 sums, which go on from branch to branch where sums are hierarchical, and each of which is
+// stored once: of four pixels by four neighbouring channels in channels-last, where pixels are the
+// rows of the products, else of four pairs of neighbouring pixels by two channels, where channels
+// are. Per tap and 32 bytes of channels a warp reads 1 KB of pixels, four runs of memory, and half
+// of that of weights, both from the caches, the reduced map from beyond the first level once for
+// each block that meets it. Bound by the first level's reads. One order of summation: branches,
+// taps in raster order, channels.
 template <typename T, bool kLast>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     esp_pyramid_kernel(EspParams p, EspPlan plan, const uint32_t* packed, const T* reduced) {
@@ -106,15 +126,15 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   if (y >= height) {
     return;
   }
-  const int x = by_segment.inner * kEspPixels + lane / 4 * 4;
-  const int group = by_group.inner, depth = plan.steps * kDepth, line = plan.pitch * depth;
+  const int x = by_segment.inner * kEspPixels, group = by_group.inner;
+  const int plane = plan.pitch * kDepth, line = plan.steps * plane;  // of a row and step; of a row
   const int kernel_h = static_cast<int>(p.kernel_h), kernel_w = static_cast<int>(p.kernel_w);
-  // This lane's part of its first pixel of the topmost row.
+  // What this lane reads of its first pixel in the topmost row.
   const T* const from = reduced + static_cast<int64_t>(by_band.outer) * height * line +
-                        (plan.halo + x) * depth + lane % 4 * kLanes;
+                        (plan.halo + x + lane / 4) * kDepth + lane % 4 * kLanes;
   const int64_t step_words = 32 * 4, tap_words = plan.steps * step_words;
 
-  float sums[2][2][4] = {};
+  float sums[4][4] = {};
   int64_t first = 0;  // channel of the branch
 #pragma unroll 1
   for (int branch = 0; branch < p.branches; ++branch) {
@@ -122,7 +142,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     if (branch < 2 || !p.hierarchical) {
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
-        sums[i / 8][i / 4 % 2][i % 4] = 0.0f;
+        sums[i / 4][i % 4] = 0.0f;
       }
     }
     if (outputs <= 0) {
@@ -137,35 +157,42 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     // Adds kTaps taps of a row from column kw on, whose rows of pixels and weights these are.
     const auto add_taps = [&](auto count, const T* row, const uint32_t* of_row, int kw) {
       constexpr int kTaps = decltype(count)::value;
-      const T* pixels = row + (kw - kernel_w / 2) * rate_w * depth;
+      const T* pixels = row + (kw - kernel_w / 2) * rate_w * kDepth;
       const uint32_t* words = of_row + kw * tap_words;
 #pragma unroll 1
       for (int step = 0; step < plan.steps; ++step) {
-        uint32_t a[kTaps][2][4];
-        Vec<uint32_t, 4> b[kTaps];
+        Vec<uint32_t, 2> map[kTaps][4];
+        Vec<uint32_t, 4> weight[kTaps];
 #pragma unroll
         for (int tap = 0; tap < kTaps; ++tap) {
-          b[tap] = load_vec<uint32_t, 4>(words + tap * tap_words);
+          weight[tap] = load_vec<uint32_t, 4>(words + tap * tap_words);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const auto two = load_vec<uint32_t, 2>(
-                reinterpret_cast<const uint32_t*>(pixels + (tap * rate_w + i) * depth));
-            a[tap][i / 2][i % 2] = two.lane[0];
-            a[tap][i / 2][i % 2 + 2] = two.lane[1];
+            map[tap][i] = load_vec<uint32_t, 2>(
+                reinterpret_cast<const uint32_t*>(pixels + tap * rate_w * kDepth + 8 * i * kDepth));
           }
         }
 #pragma unroll
         for (int tap = 0; tap < kTaps; ++tap) {
-#pragma unroll
-          for (int part = 0; part < 2; ++part) {
+          const auto& four = map[tap];
+          const auto& of = weight[tap].lane;
+          if constexpr (kLast) {
 #pragma unroll
             for (int m = 0; m < 2; ++m) {
-              multiply_add<T>(sums[m][part], a[tap][m], b[tap].lane[2 * part],
-                              b[tap].lane[2 * part + 1]);
+              const uint32_t a[4] = {four[2 * m].lane[0], four[2 * m + 1].lane[0],
+                                     four[2 * m].lane[1], four[2 * m + 1].lane[1]};
+              multiply_add<T>(sums[2 * m], a, of[0], of[1]);
+              multiply_add<T>(sums[2 * m + 1], a, of[2], of[3]);
+            }
+          } else {
+            const uint32_t a[4] = {of[0], of[2], of[1], of[3]};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              multiply_add<T>(sums[i], a, four[i].lane[0], four[i].lane[1]);
             }
           }
         }
-        pixels += kDepth;
+        pixels += plane;
         words += step_words;
       }
     };
@@ -189,12 +216,9 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         }
       }
     }
-    const int count = outputs - lane % 4 * 4 < 4 ? outputs - lane % 4 * 4 : 4;
-    if (count > 0 && x < width) {
-      const bool vectors = kLast ? p.out_channels % 4 == 0 && first % 4 == 0 : width % 4 == 0;
-      esp_store<T, kLast>(p, by_band.outer, y, x, first + group * kEspOutputs + lane % 4 * 4,
-                          count, vectors, sums);
-    }
+    const bool vectors = kLast ? p.out_channels % 4 == 0 && first % 4 == 0 : width % 2 == 0;
+    esp_store_branch<T, kLast>(p, by_band.outer, y, x, lane, first + group * kEspOutputs, outputs,
+                               vectors, sums);
     first += p.outputs[branch];
   }
 }

@@ -1,5 +1,5 @@
-// Python module simt_esp: the spatial pyramid, through the same plan, choice of kernels and grids as
-// on the device (csrc/atrous_conv/esp_launch.cuh).
+// Python module simt_esp: the spatial pyramid, through the same plan, choice of kernels and grids
+// as on the device (csrc/atrous_conv/esp_launch.cuh).
 #include <pybind11/stl.h>
 
 #include <memory>

@@ -68,7 +68,7 @@ def make(number: int, dtype: torch.dtype, channels_last: bool):
     x = draw(*case.shape, dtype=dtype)
     reduce = None
     if case.reduced is not None:
-        # Few bits: the reduced map is exact in float32, and rounds to the features' type or TF32 once.
+        # Few bits: the reduced map is exact in float32, then rounds once to the type or TF32.
         reduce = torch.randint(-1, 2, (case.reduced, depth, 1, 1)).to(dtype) / 8
     width = case.reduced or depth
     fan = width * case.kernel[0] * case.kernel[1]
