@@ -32,10 +32,10 @@ struct EspNorm {
   }
 };
 
-// Stores `count` neighbours in memory, whose sums before the residual are value(i), i < kMost.
-template <typename T, int kMost, typename Value, typename NormOf>
+// Stores `count` neighbours in memory, at most kMost of which the i-th is value(i, residual).
+template <typename T, int kMost, typename Value>
 __device__ __forceinline__ void esp_store(const EspParams& p, int64_t at, int count, bool vectors,
-                                          const Value& value, const NormOf& norm_of) {
+                                          const Value& value) {
   const T* const residual = static_cast<const T*>(p.residual);
   T* const out = static_cast<T*>(p.out);
   if (vectors && count >= kMost) {
@@ -46,7 +46,7 @@ __device__ __forceinline__ void esp_store(const EspParams& p, int64_t at, int co
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
       const float added = residual ? widen(run.lane[i]) : 0.0f;
-      run.lane[i] = Narrow<T>::from(norm_of(i).apply(value(i) + added));
+      run.lane[i] = Narrow<T>::from(value(i, added));
     }
     store_vec(out + at, run);
     return;
@@ -55,7 +55,7 @@ __device__ __forceinline__ void esp_store(const EspParams& p, int64_t at, int co
   for (int i = 0; i < kMost; ++i) {
     if (i < count) {
       const float added = residual ? widen(residual[at + i]) : 0.0f;
-      out[at + i] = Narrow<T>::from(norm_of(i).apply(value(i) + added));
+      out[at + i] = Narrow<T>::from(value(i, added));
     }
   }
 }
@@ -79,8 +79,9 @@ __device__ __forceinline__ void esp_store_branch(const EspParams& p, int64_t ima
       if (column < width) {
         esp_store<T, 4>(
             p, (row + column) * p.out_channels + channel + first, outputs - first, vectors,
-            [&](int c) { return sums[i / 2 * 2 + c / 2][2 * (i % 2) + c % 2]; },
-            [&](int c) -> const EspNorm& { return norms[c]; });
+            [&](int c, float added) {
+              return norms[c].apply(sums[i / 2 * 2 + c / 2][2 * (i % 2) + c % 2] + added);
+            });
       }
     }
   } else {
@@ -97,9 +98,9 @@ __device__ __forceinline__ void esp_store_branch(const EspParams& p, int64_t ima
       for (int i = 0; i < 4; ++i) {
         const int column = x + 8 * i + lane % 4 * 2;
         esp_store<T, 2>(
-            p, row + column, width - column, vectors,
-            [&](int pixel) { return sums[i][2 * part + pixel]; },
-            [&](int) -> const EspNorm& { return norm; });
+            p, row + column, width - column, vectors, [&](int pixel, float added) {
+              return norm.apply(sums[i][2 * part + pixel] + added);
+            });
       }
     }
   }
