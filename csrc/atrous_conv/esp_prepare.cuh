@@ -72,6 +72,11 @@ __device__ __forceinline__ void esp_pack_weights(const EspParams& p, const EspPl
     words.lane[2 * part] = piece.word(0);
     words.lane[2 * part + 1] = piece.word(1);
   }
+  if (!p.channels_last) {  // both are one first operand of a product, not two second ones
+    const uint32_t word = words.lane[1];
+    words.lane[1] = words.lane[2];
+    words.lane[2] = word;
+  }
   store_vec(packed + static_cast<int64_t>(thread_index<int32_t>()) * 4, words);
 }
 

@@ -14,16 +14,15 @@ struct EspCount {
 // What follows the sum of one channel.
 struct EspNorm {
   float scale, shift, slope;
-  Activation activation;
 
-  __device__ __forceinline__ EspNorm(const EspParams& p, int64_t channel, bool there)
-      : scale(there && p.scale ? static_cast<const float*>(p.scale)[channel] : 1.0f),
-        shift(there && p.shift ? static_cast<const float*>(p.shift)[channel] : 0.0f),
-        slope(there && p.slope ? static_cast<const float*>(p.slope)[channel * p.slope_step] : 0.0f),
-        activation(p.activation) {}
+  __device__ __forceinline__ void load(const EspParams& p, int64_t channel, bool there) {
+    scale = there && p.scale ? static_cast<const float*>(p.scale)[channel] : 1.0f;
+    shift = there && p.shift ? static_cast<const float*>(p.shift)[channel] : 0.0f;
+    slope = there && p.slope ? static_cast<const float*>(p.slope)[channel * p.slope_step] : 0.0f;
+  }
 
   // NaNs pass.
-  __device__ __forceinline__ float apply(float sum) const {
+  __device__ __forceinline__ float apply(Activation activation, float sum) const {
     sum = sum * scale + shift;
     if (activation == Activation::kNone || !(sum < 0)) {
       return sum;
@@ -32,77 +31,84 @@ struct EspNorm {
   }
 };
 
-// Stores `count` neighbours in memory, at most kMost of which the i-th is value(i, residual).
-template <typename T, int kMost, typename Value>
-__device__ __forceinline__ void esp_store(const EspParams& p, int64_t at, int count, bool vectors,
-                                          const Value& value) {
-  const T* const residual = static_cast<const T*>(p.residual);
-  T* const out = static_cast<T*>(p.out);
+// kMost neighbours in memory, of which `count` are there; `vectors` where runs are aligned.
+template <typename T, int kMost>
+__device__ __forceinline__ Vec<T, kMost> esp_load_run(const T* from, int count, bool vectors) {
   if (vectors && count >= kMost) {
-    Vec<T, kMost> run;
-    if (residual) {
-      run = load_vec<T, kMost>(residual + at);
-    }
+    return load_vec<T, kMost>(from);
+  }
+  Vec<T, kMost> run;
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      const float added = residual ? widen(run.lane[i]) : 0.0f;
-      run.lane[i] = Narrow<T>::from(value(i, added));
-    }
-    store_vec(out + at, run);
+  for (int i = 0; i < kMost; ++i) {
+    run.lane[i] = i < count ? from[i] : Narrow<T>::from(0.0f);
+  }
+  return run;
+}
+
+template <typename T, int kMost>
+__device__ __forceinline__ void esp_store_run(T* to, const Vec<T, kMost>& run, int count,
+                                              bool vectors) {
+  if (vectors && count >= kMost) {
+    store_vec(to, run);
     return;
   }
 #pragma unroll
   for (int i = 0; i < kMost; ++i) {
     if (i < count) {
-      const float added = residual ? widen(residual[at + i]) : 0.0f;
-      out[at + i] = Narrow<T>::from(value(i, added));
+      to[i] = run.lane[i];
     }
   }
 }
 
-// Stores a lane's sums of one branch's channels from `channel` on, of which there are `outputs`.
+// Stores a lane's sums of one branch's channels from `channel` on, of which there are `outputs`, in
+// runs of memory. All of the residual is asked for before the first of it is waited for.
 template <typename T, bool kLast>
 __device__ __forceinline__ void esp_store_branch(const EspParams& p, int64_t image, int y, int x,
                                                  int lane, int64_t channel, int outputs,
                                                  bool vectors, const float (&sums)[4][4]) {
+  constexpr int kMost = kLast ? 4 : 2, kRuns = 16 / kMost;
   const int width = static_cast<int>(p.width);
-  if constexpr (kLast) {
-    const int first = lane % 4 * 4;
-    const EspNorm norms[4] = {{p, channel + first, first < outputs},
-                              {p, channel + first + 1, first + 1 < outputs},
-                              {p, channel + first + 2, first + 2 < outputs},
-                              {p, channel + first + 3, first + 3 < outputs}};
-    const int64_t row = (image * p.height + y) * p.width;
+  // Runs are pixels of four channels; or pairs of pixels, four of one channel and four of another.
+  const int own = kLast ? lane % 4 * 4 : esp_output(0, lane / 4);
+  const int column = kLast ? x + lane / 4 : x + lane % 4 * 2;
+  const int64_t plane = p.height * p.width;
+  const int64_t first = kLast ? ((image * p.height + y) * p.width + column) * p.out_channels +
+                                    channel + own
+                              : (image * p.out_channels + channel + own) * plane +
+                                    static_cast<int64_t>(y) * p.width + column;
+  const auto run_at = [&](int run) {
+    return kLast ? first + 8 * run * p.out_channels : first + run / 4 * 2 * plane + 8 * (run % 4);
+  };
+  const auto count_of = [&](int run) {
+    const int there = width - column - 8 * (run % 4);
+    return kLast ? (there > 0 ? outputs - own : 0) : (own + run / 4 * 2 < outputs ? there : 0);
+  };
+  Vec<T, kMost> added[kRuns] = {};
+  if (p.residual) {
+    const T* const residual = static_cast<const T*>(p.residual);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int column = x + 8 * i + lane / 4;
-      if (column < width) {
-        esp_store<T, 4>(
-            p, (row + column) * p.out_channels + channel + first, outputs - first, vectors,
-            [&](int c, float added) {
-              return norms[c].apply(sums[i / 2 * 2 + c / 2][2 * (i % 2) + c % 2] + added);
-            });
-      }
+    for (int run = 0; run < kRuns; ++run) {
+      added[run] = esp_load_run<T, kMost>(residual + run_at(run), count_of(run), vectors);
     }
-  } else {
+  }
+  constexpr int kNorms = kLast ? 4 : 2;
+  EspNorm norms[kNorms];
 #pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      const int own = esp_output(part, lane / 4);
-      if (own >= outputs) {
-        continue;
-      }
-      const EspNorm norm(p, channel + own, true);
-      const int64_t row =
-          ((image * p.out_channels + channel + own) * p.height + y) * p.width;
+  for (int i = 0; i < kNorms; ++i) {
+    const int at = kLast ? own + i : own + 2 * i;
+    norms[i].load(p, channel + at, at < outputs);
+  }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = x + 8 * i + lane % 4 * 2;
-        esp_store<T, 2>(
-            p, row + column, width - column, vectors, [&](int pixel, float added) {
-              return norm.apply(sums[i][2 * part + pixel] + added);
-            });
-      }
+  for (int run = 0; run < kRuns; ++run) {
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const float sum = kLast ? sums[run / 2 * 2 + i / 2][2 * (run % 2) + i % 2]
+                              : sums[run % 4][2 * (run / 4) + i];
+      added[run].lane[i] = Narrow<T>::from(
+          norms[kLast ? i : run / 4].apply(p.activation, sum + widen(added[run].lane[i])));
     }
+    esp_store_run<T, kMost>(static_cast<T*>(p.out) + run_at(run), added[run], count_of(run),
+                            vectors);
   }
 }
 
@@ -186,10 +192,9 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
               multiply_add<T>(sums[2 * m + 1], a, of[2], of[3]);
             }
           } else {
-            const uint32_t a[4] = {of[0], of[2], of[1], of[3]};
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-              multiply_add<T>(sums[i], a, four[i].lane[0], four[i].lane[1]);
+              multiply_add<T>(sums[i], of, four[i].lane[0], four[i].lane[1]);
             }
           }
         }

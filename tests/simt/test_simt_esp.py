@@ -157,3 +157,13 @@ def test_not_finite(value):
                 if 0 <= 2 + dy < 5 and 0 <= 3 + dx < 7:
                     expected[0, 2 + dy, 3 + dx] = True
     assert (touched == expected).all()
+
+
+def test_too_large():
+    """More pixels than the kernels count are an error that says so, before anything is launched."""
+    module = load("esp")
+    weights = [np.ones((4, 8, 3, 3), np.float16)]
+    none, epilogue = [EMPTY] * 2, (0, EMPTY, EMPTY, EMPTY)
+    map_of = ((1, 8, 2**16, 2**16), "float16", False)
+    with pytest.raises(RuntimeError, match="esp_pyramid: input must have fewer pixels"):
+        module.esp(map_of, *none, weights, [1, 1], True, EMPTY, epilogue, EMPTY, 0)
