@@ -1,5 +1,5 @@
 // How the CUDA kernels of the spatial pyramid lay out what lies between them: the reduced map, by
-// row, 32 bytes of channels and pixel, with zeros before and behind each row, and the branches'
+// row, 32 bytes of channels, and pixel, with zeros before and behind each row, and the branches'
 // weights as the tensor cores read them.
 #pragma once
 
