@@ -1,6 +1,6 @@
 // CPU gradient of the weight of a convolution with few channels a group: one task is one group with
-// all its images, so that the order of summation never depends on the threads. Sums of a few rows in
-// the features' accumulator, totals in double.
+// all its images, so that the order of summation never depends on the threads. Sums of a few rows
+// in the features' accumulator, totals in double.
 #include <torch/csrc/stable/ops.h>
 
 #include "grouped.h"

@@ -91,8 +91,7 @@ def atrous_separable_conv2d(
     check_weight(op, "pointwise_weight", pointwise, x, 1)
     if depthwise.shape[0] != channels:
         raise ValueError(
-            f"{op}: depthwise_weight must be ({channels}, 1, kh, kw), "
-            f"got {tuple(depthwise.shape)}"
+            f"{op}: depthwise_weight must be ({channels}, 1, kh, kw), got {tuple(depthwise.shape)}"
         )
     if tuple(pointwise.shape[2:]) != (1, 1):
         raise ValueError(

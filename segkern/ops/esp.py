@@ -283,8 +283,16 @@ def _backward(ctx, grad):
     merged = None
     if ctx.activation == "prelu" or needs[5]:
         merged = torch.ops.segkern.esp_pyramid.default(
-            input, reduce_weight, weights, ctx.rates, residual, None, None, None,
-            ctx.hierarchical, 0,
+            input,
+            reduce_weight,
+            weights,
+            ctx.rates,
+            residual,
+            None,
+            None,
+            None,
+            ctx.hierarchical,
+            0,
         ).to(accumulator(input.dtype))
     epilogue = Epilogue(scale, shift, None, ctx.activation, slope)
     wanted = (needs[5], needs[6], False, needs[7])
@@ -306,14 +314,31 @@ def _backward(ctx, grad):
     of_reduce = None
     if reduce_weight is not None and total is not None:
         total, of_reduce, _ = torch.ops.aten.convolution_backward(
-            total, input, reduce_weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
+            total,
+            input,
+            reduce_weight,
+            None,
+            [1, 1],
+            [0, 0],
+            [1, 1],
+            False,
+            [0, 0],
+            1,
             [needs[0], needs[1], False],
         )
     of_residual = found.conv if needs[4] else None
     of_input = total if needs[0] else None
     return (
-        of_input, of_reduce, of_weights, None, of_residual, found.scale, found.shift, found.slope,
-        None, None,
+        of_input,
+        of_reduce,
+        of_weights,
+        None,
+        of_residual,
+        found.scale,
+        found.shift,
+        found.slope,
+        None,
+        None,
     )
 
 
@@ -325,11 +350,20 @@ def _branch_grads(
     window = Window([1, 1], padding, rate)
     if not grouped.takes(reduced, weight, window, 1, Epilogue()):
         both = torch.ops.aten.convolution_backward(
-            grad, reduced, weight, None, [1, 1], padding, rate, False, [0, 0], 1,
+            grad,
+            reduced,
+            weight,
+            None,
+            [1, 1],
+            padding,
+            rate,
+            False,
+            [0, 0],
+            1,
             [of_input, of_weight, False],
         )
         return both[0], both[1]
-    grad = grad.contiguous()
+    grad = grad.contiguous()  # as both kernels read it
     grads: list[Tensor | None] = [None, None]
     if of_input:
         grads[0] = torch.ops.segkern._grouped_conv2d_grad_input.default(

@@ -72,9 +72,7 @@ def run_deep_parsing() -> int:
             image = torch.rand(shape[0], colours, *shape[2:], device="cuda")
             weight = torch.ones((), device="cuda", requires_grad=True)
             for multiply in (True, False):
-                out = ops.local_quadratic_filter(
-                    q, image, weight, 0.1, kernel, multiply=multiply
-                )
+                out = ops.local_quadratic_filter(q, image, weight, 0.1, kernel, multiply=multiply)
                 out.backward(torch.ones_like(out))
                 runs += 1
         for layout in (torch.contiguous_format, torch.channels_last):

@@ -225,6 +225,14 @@ def test_grouped_layouts_and_double_backward():
     result = call(last, weight)
     assert result.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result, F.conv2d(last, weight, None, 1, 2, 2, 2))
+    window = ([1, 1], [2, 2], [2, 2], 2)
+    native = torch.ops.segkern
+    for operator, given in (
+        (native.grouped_conv2d, (last, weight.detach(), *(None,) * 4, *window, 0)),
+        (native._grouped_conv2d_grad_input, (result.detach(), weight.detach(), 4, 5, *window)),
+        (native._grouped_conv2d_grad_weight, (result.detach(), last, 3, 3, *window)),
+    ):
+        torch.library.opcheck(operator.default, given, test_utils="test_faketensor")
 
 
 def test_opcheck():
