@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:Depr
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 HALF = ("float32", "bfloat16")
+FP16 = ("float16",)
 WIDE = (1, 2048, 65, 65)
 
 STRIDE8, MAP129 = "ASPP at stride 8", "129x129 map"
@@ -67,6 +68,8 @@ ON_CUDA = (
     ("ResNeXt 32x32d", "grouped", (1, 1024, 65, 65), (1, 64, 9, 9), "rate 2 by 32", HALF),
     ("ResNeXt 32x4d", "grouped_backward", (1, 128, 65, 65), (1, 32, 9, 9), "rate 1 by 4", HALF),
     (STRIDE8, "separable", WIDE, (1, 32, 17, 17), "rate 12 outputs 256", HALF),
+    ("ESPNet level 2", "esp", (1, 64, 128, 256), (1, 20, 16, 32), "5 branches", FP16),
+    ("full-size map", "esp", (1, 64, 512, 1024), (1, 20, 24, 40), "5 branches", FP16),
 )
 
 
@@ -237,7 +240,7 @@ def test_atrous(case: Case, runner) -> None:
         assert (got.float() - expected.float()).abs().max() <= slack
 
     # On CUDA the table names torch until these rows have been measured.
-    kinds = ("depthwise", "grouped", "dense", "separable")
+    kinds = ("depthwise", "grouped", "dense", "separable", "esp")
     forced = dict.fromkeys(kinds, "segkern") if case.device == "cuda" else {}
     contenders = {"fused": Contender(lambda: lambda: ours(x), least)}
     if on_hopper(case):

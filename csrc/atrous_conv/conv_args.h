@@ -152,9 +152,9 @@ inline EpilogueArgs epilogue_args(const char* op, const Tensor& features,
   return e;
 }
 
-// Channels-last memory that starts at a multiple of 16 bytes.
-inline Tensor as_vectors(const Tensor& t) {
-  const Tensor dense = as_layout(t, true);
+// Dense memory that starts at a multiple of 16 bytes.
+inline Tensor as_vectors(const Tensor& t, bool channels_last = true) {
+  const Tensor dense = as_layout(t, channels_last);
   const bool aligned = reinterpret_cast<uintptr_t>(dense.data_ptr()) % 16 == 0;
   return aligned ? dense : torch::stable::clone(dense);
 }

@@ -15,7 +15,9 @@ constexpr int kMaxBranches = 16;
 // reduced = reduce * in (1x1), or in itself. Branch b: conv(reduced, weight[b]) at rate[b], padded
 // to the size of the map; from the third branch on the one before is added where `hierarchical`.
 // out = activation((concat + residual) * scale + shift). Weights and per-channel tensors are of
-// the accumulating type: double for float64 features, float for all others.
+// the accumulating type: double for float64 features, float for all others. On CUDA the weights are
+// of the features' type, float16, bfloat16 or float32 (then products are in TF32), per-channel
+// tensors may be null, and all memory starts at multiples of 16 bytes.
 struct EspParams {
   int64_t batch, in_channels, height, width;
   int64_t reduced;       // channels of every branch's input
@@ -33,12 +35,18 @@ struct EspParams {
   const void* residual;  // like out, or null
   const void* scale;     // (out_channels,)
   const void* shift;     // (out_channels,)
-  const void* slope;     // (out_channels,)
+  const void* slope;     // (out_channels,), on CUDA or (1,)
+  int64_t slope_step;    // 0 for (1,)
   Activation activation;
   void* out;  // (N, out_channels, H, W) in the layout
 };
 
 // Every output has one order of summation, whatever the number of threads.
 void esp_cpu(const EspParams& params);
+
+#if defined(USE_CUDA)
+// The buffers are those of esp_plan.h; what they hold behind the call does not matter.
+void launch_esp_pyramid(const EspParams& params, void* reduced, void* packed, cudaStream_t stream);
+#endif
 
 }  // namespace segkern

@@ -17,7 +17,8 @@ have not been measured yet: ``override(depthwise="segkern", dense="segkern")`` r
 one where it takes the call (:func:`segkern.ops.dense.takes`: float16, bfloat16, and float32 in TF32
 where torch allows that to convolutions), and torch elsewhere. ``override(grouped="segkern")`` runs
 the one for groups of at most 32 channels (:func:`segkern.ops.grouped.takes`),
-``override(separable="segkern")`` the fused separable one (:func:`segkern.ops.separable.takes`).
+``override(separable="segkern")`` the fused separable one (:func:`segkern.ops.separable.takes`),
+``override(esp="segkern")`` the spatial pyramid's, for inference (:func:`segkern.ops.esp.takes`).
 ``override(dense="wgmma")`` runs the one for Hopper.
 """
 
@@ -37,7 +38,7 @@ KINDS = ("depthwise", "grouped", "dense", "pointwise", "separable", "esp")
 #: Kernels of this package that exist, by device type and kind.
 KERNELS = {
     "cpu": ("depthwise", "grouped", "pointwise", "separable", "esp"),
-    "cuda": ("depthwise", "grouped", "dense", "separable"),
+    "cuda": ("depthwise", "grouped", "dense", "separable", "esp"),
 }
 
 _FULL = (torch.float32, torch.float64)

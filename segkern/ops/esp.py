@@ -28,6 +28,7 @@ from segkern.ops._convolution import (
 )
 from segkern.ops._pooling import IntPair, empty_like_layout, pair
 from segkern.ops.atrous_conv import atrous_conv2d
+from segkern.ops.dense import tf32_allowed
 
 MAX_BRANCHES = 16
 
@@ -51,8 +52,11 @@ def esp_block(
     Branch k is a dilated convolution of the reduced map that keeps its size. With `hierarchical`
     sums the branches from the third on add the one before them; the first is never added. On the
     CPU the reduced map and the branches are never in memory as a whole, and autograd keeps
-    neither: a backward pass makes the reduced map again. See :mod:`segkern.ops.conv_table`, kind
-    ``"esp"``.
+    neither: a backward pass makes the reduced map again. On CUDA, without autograd and where
+    ``conv_table.override(esp="segkern")`` asks for it, one launch makes the reduced map (and lays
+    out the weights) and one everything else: the sums stay in registers, and each output element
+    is written once. It takes float16, bfloat16, and float32 where torch lets convolutions use TF32,
+    in both memory formats. See :mod:`segkern.ops.conv_table`, kind ``"esp"``.
 
     Args:
         x: (N, M, H, W), float64, float32, float16 or bfloat16.
@@ -72,9 +76,9 @@ def esp_block(
     Raises:
         ValueError, TypeError: an argument of the wrong form, dtype, device or size.
 
-    Deterministic on the CPU for any number of threads, its backward for a given number; elsewhere
-    as torch's convolution. Under autocast in autocast's dtype. S. Mehta et al., arXiv:1803.06815,
-    section 3.
+    Deterministic on the CPU for any number of threads, its backward for a given number; the CUDA
+    kernel always; elsewhere as torch's convolution. Under autocast in autocast's dtype. S. Mehta et
+    al., arXiv:1803.06815, section 3.
 
     Example:
         >>> import torch
@@ -134,10 +138,23 @@ def esp_block(
     )
     channels_last = suggest_memory_format(x) == torch.channels_last
     choice = conv_table.choose("esp", x, max(rates), channels_last)
-    if choice == "segkern":
-        return _native(x, reduce_weight, weights, rates, hierarchical, epilogue)
     training = wants_grad(x, reduce_weight, *weights, *epilogue.tensors())
+    if choice == "segkern" and takes(x, training):
+        return _native(x, reduce_weight, weights, rates, hierarchical, epilogue)
     return _composed(x, reduce_weight, weights, rates, hierarchical, epilogue, training)
+
+
+def takes(x: Tensor, training: bool) -> bool:
+    """Whether the kernel of the device of `x` runs a pyramid.
+
+    On CUDA without autograd: float16, bfloat16, and float32 where torch lets convolutions use TF32.
+    On the CPU everything.
+    """
+    if not x.is_cuda:
+        return True
+    if training or x.dtype == torch.float64:
+        return False
+    return x.dtype != torch.float32 or tf32_allowed()
 
 
 def _check_branches(

@@ -183,6 +183,35 @@ def run_small_groups() -> int:
     return runs
 
 
+def run_pyramids() -> int:
+    """Spatial pyramids with and without a reduction, of vectors and of single elements."""
+    runs = 0
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for shape, reduced, outputs in (
+                ((2, 64, 9, 36), 12, (16, 12, 12, 12, 12)),
+                ((1, 13, 5, 7), None, (37, 5, 5)),
+                ((1, 128, 17, 70), 25, (28, 25, 25, 25, 25)),
+            ):
+                x = torch.randn(shape, device="cuda").to(dtype, memory_format=layout)
+                width = reduced or shape[1]
+                reduce = torch.randn(width, shape[1], 1, 1, device="cuda").to(dtype)
+                branches = [torch.randn(n, width, 3, 3, device="cuda").to(dtype) for n in outputs]
+                with torch.no_grad(), conv_table.override(esp="segkern"):
+                    ops.esp_block(
+                        x,
+                        reduce if reduced else None,
+                        branches,
+                        residual=bool(reduced),
+                        scale=torch.rand(sum(outputs), device="cuda"),
+                        activation="prelu",
+                        activation_weight=torch.rand(1, device="cuda"),
+                    )
+                runs += 1
+    torch.cuda.synchronize()
+    return runs
+
+
 def run_gaussian_crf() -> int:
     """Both passes of every model, on one level and on three, in one launch and in many."""
     runs = 0
@@ -315,6 +344,7 @@ def main() -> int:
     print(f"{run_depthwise()} depthwise convolutions ran")
     print(f"{run_dense()} dense convolutions ran")
     print(f"{run_small_groups()} convolutions of small groups and separable ones ran")
+    print(f"{run_pyramids()} spatial pyramids ran")
     print(f"{run_gaussian_crf()} Gaussian CRF cases ran")
     print(f"{run_permutohedral()} lattices ran")
     print(f"{run_dense_crf()} dense CRFs ran")

@@ -167,7 +167,8 @@ def test_every_rule_can_be_reached():
 
 def test_cuda_kernels_are_not_the_default_yet():
     """What has never run on hardware is never the default there."""
-    assert conv_table.KERNELS["cuda"] == ("depthwise", "grouped", "dense", "separable")
+    kernels = ("depthwise", "grouped", "dense", "separable", "esp")
+    assert conv_table.KERNELS["cuda"] == kernels
     assert not any(r.device == "cuda" and r.choice == "segkern" for r in conv_table.TABLE)
 
 
