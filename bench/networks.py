@@ -193,8 +193,8 @@ def recorded(folder: Path) -> dict[str, dict[str, Any]]:
     best: dict[str, dict[str, Any]] = {}
     for run in runs:
         if run["data"] == "camvid" and run["split"] == "val":
-            # Of equal figures the run folder's, which knows its time.
-            if run["miou"] > best.get(run["network"], {"miou": -1.0})["miou"]:
+            # Of figures that differ by half precision alone the run folder's, which knows its time.
+            if run["miou"] > best.get(run["network"], {"miou": -1.0})["miou"] + 5e-4:
                 best[run["network"]] = run
     return best
 
@@ -242,10 +242,21 @@ def lines(folder: Path = FOLDER) -> tuple[list[str], list[list[str]]]:
     return head, table
 
 
+def _changed(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that are not the network's defaults."""
+    defaults = get_entry(run["network"]).config()
+    return {
+        key: value
+        for key, value in run.get("options", {}).items()
+        if getattr(defaults, key, value) != value
+    }
+
+
 def _protocol(run: Mapping[str, Any]) -> str:
     parts = [f"{run['images']} images"]
     if run["size"]:
         parts.append("x".join(map(str, run["size"])))
+    parts += [f"{key} {value}" for key, value in _changed(run).items()]
     parts.append(f"epoch {run['epoch']}")
     if run["seconds"]:
         hours, minutes = divmod(round(run["seconds"] / 60), 60)
