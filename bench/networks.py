@@ -163,8 +163,10 @@ def _effort(run: Path) -> dict[str, float | None]:
         state = read_state(run / "last.ckpt")
         return {"seconds": round(state.seconds, 1), "peak_bytes": state.peak_memory or None}
     last = (run / "log.txt").read_text(encoding="utf-8").splitlines()[-1]
-    found = re.search(r"(\d+) s$", last)
-    return {"seconds": float(found[1]) if found else None, "peak_bytes": None}
+    found = re.search(r"(\d+) s, (\d+) MiB$", last)
+    if found is None:
+        return {"seconds": None, "peak_bytes": None}
+    return {"seconds": float(found[1]), "peak_bytes": int(found[2]) << 20}
 
 
 def recorded(folder: Path) -> dict[str, dict[str, Any]]:

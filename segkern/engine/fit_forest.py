@@ -15,6 +15,7 @@ from segkern.engine.callbacks import Journal, write_rows
 from segkern.engine.checkpoint import BEST, METRICS, build_card
 from segkern.engine.errors import EngineError
 from segkern.engine.loader import validation_loader
+from segkern.engine.memory import peak_memory
 from segkern.engine.settings import TrainSettings
 from segkern.engine.tasks.base import Task
 from segkern.metrics import SegmentationMetrics
@@ -87,7 +88,8 @@ def fit_at_once(
     write_rows(folder / METRICS, [row], list(row))
     card = build_card(network, settings, val_set, measured, task.card(settings, val_set, measured))
     save_weights(folder / BEST, network.state_dict(), {"card": json.dumps(card)})
-    journal(f"val mIoU {measured['miou']:.4f}, {time.monotonic() - started:.0f} s")
+    most = peak_memory(torch.device("cpu")) >> 20
+    journal(f"val mIoU {measured['miou']:.4f}, {time.monotonic() - started:.0f} s, {most} MiB")
     return measured
 
 
