@@ -289,13 +289,15 @@ def test_thirty_steps_lower_the_loss(options):
     model = create_model("maskrcnn", **SMALL, **options).train()
     scenes = [scene(64, 64, 3, seed, classes=4) for seed in (4, 5)]
     images, targets = zip(*scenes, strict=True)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    # Of three seeds, each form and one or two threads the ratio was 0.26 to 0.57.
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     totals = []
     for _ in range(30):
         losses = model(list(images), list(targets))
         total = sum(losses.values())
         optimiser.zero_grad()
         total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimiser.step()
         totals.append(total.item())
     assert sum(totals[-3:]) < 0.7 * sum(totals[:3])
