@@ -8,8 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segkern.models._options import check_choice
+
 # Rows classified at a time; their features stay in the processor's cache.
 _CHUNK = 4096
+
+
+SAMPLINGS = ("stratified", "balanced")
 
 
 class MissingExtra(ImportError):
@@ -143,6 +148,17 @@ class Forest(nn.Module):
             raise ValueError(f"Forest: roots must be in [0, {count})")
         if not bool(self.share.isfinite().all()) or bool(self.threshold.isnan().any()):
             raise ValueError("Forest: share must be finite and threshold a number")
+
+
+def check_forest(network: str, config: Any) -> None:
+    """Raise ValueError for an option of a forest that is out of range."""
+    check_choice(network, "sampling", config.sampling, SAMPLINGS)
+    if not 0 < config.share <= 1:
+        raise ValueError(f"{network}: share must be above 0 and at most 1, got {config.share!r}")
+    for name, value in vars(config).items():
+        least = 0 if name.endswith("nodes") else 1
+        if name not in ("sampling", "share") and not (isinstance(value, int) and value >= least):
+            raise ValueError(f"{network}: {name} must be an int of at least {least}, got {value!r}")
 
 
 def rounded_down(threshold: np.ndarray) -> np.ndarray:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segkern.models._forest import Forest, import_classic, log_shares
-from segkern.models._options import check_choice
+from segkern.models._forest import Forest, check_forest, import_classic, log_shares
 from segkern.models._pixels import draw_pixels, gather_rows, pixels_per_image
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
@@ -23,7 +22,6 @@ PAPER = "L. Breiman: Random Forests, Machine Learning 2001"
 SIGMAS = (0.5, 16.0)
 # What a tile's pixels see: four widths of the largest Gaussian, and the differences after it.
 MARGIN = 4 * 16 + 4
-SAMPLINGS = ("stratified", "balanced")
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class RandomForest(nn.Module):
 
     def __init__(self, config: RandomForestConfig) -> None:
         super().__init__()
-        check_choice("random_forest", "sampling", config.sampling, SAMPLINGS)
+        check_forest("random_forest", config)
         self.options = config
         self.in_channels, self.tile = config.in_channels, config.tile
         self.forest = Forest(config.trees, config.nodes, config.num_classes)

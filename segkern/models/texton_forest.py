@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segkern.models._forest import Forest, import_classic, log_shares
+from segkern.models._forest import Forest, check_forest, import_classic, log_shares
 from segkern.models._options import check_choice
 from segkern.models._pixels import draw_pixels, gather_rows, pixels_per_image
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
 from segkern.models._resize import as_it_is
 from segkern.models._sizes import check_image
-from segkern.models.random_forest import SAMPLINGS
 
 PAPER = (
     "J. Shotton, M. Johnson, R. Cipolla: Semantic Texton Forests for Image Categorization and "
@@ -106,7 +105,7 @@ class TextonForest(nn.Module):
 
     def __init__(self, config: TextonForestConfig) -> None:
         super().__init__()
-        check_choice("texton_forest", "sampling", config.sampling, SAMPLINGS)
+        check_forest("texton_forest", config)
         check_choice("texton_forest", "stages", config.stages, (1, 2))
         self.options = config
         self.in_channels, self.tile = config.in_channels, config.tile

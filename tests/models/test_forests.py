@@ -309,6 +309,21 @@ def test_without_the_extra(name, monkeypatch):
         create_model(name).fit(Pictures())
 
 
+@pytest.mark.parametrize("name", ["random_forest", "texton_forest"])
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ({"trees": 0}, "trees must be an int of at least 1, got 0"),
+        ({"depth": 2.5}, "depth must be an int of at least 1, got 2.5"),
+        ({"nodes": -1}, "nodes must be an int of at least 0, got -1"),
+        ({"share": 0.0}, "share must be above 0 and at most 1, got 0.0"),
+    ],
+)
+def test_numbers_are_checked(name, option, message):
+    with pytest.raises(ValueError, match=f"{name}: {message}"):
+        create_model(name, **option)
+
+
 def test_options_are_checked():
     with pytest.raises(ValueError, match="sampling must be one of"):
         create_model("random_forest", sampling="all")
