@@ -53,6 +53,27 @@ def test_memory_beside_the_picture_does_not_grow(checkpoint, tmp_path):
     assert growth < BYTES_A_PIXEL + 4, f"{growth:.1f} bytes a pixel"
 
 
+@pytest.mark.slow
+def test_u_net_of_full_width_on_24_megapixels(tmp_path):
+    """The bound that docs/networks.md states; five minutes of one thread."""
+    model = create_model("unet", num_classes=11)
+    card = {
+        "config": model.config,
+        "input": "unit",
+        "class_names": [str(n) for n in range(11)],
+        "palette": [[23 * n, 0, 255 - 23 * n] for n in range(11)],
+    }
+    path = tmp_path / "unet.safetensors"
+    save_weights(path, model.state_dict(), {"card": json.dumps(card)})
+    del model
+    photo = tmp_path / "large.png"
+    Image.effect_noise((6000, 4000), 60).convert("RGB").save(photo)
+    peak = peak_extra_bytes(lambda: predict(path, [photo], tmp_path / "out", device="cpu"), "cpu")
+    if peak is None:
+        pytest.skip("this system keeps no mark of resident memory")
+    assert peak <= 1.1 * 2**30, f"{peak / 2**20:.0f} MiB"
+
+
 def test_overlays_in_strips_are_overlays():
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (700, 300, 3), np.uint8)
