@@ -16,7 +16,8 @@ demo: build
 
 test: build
 	$(BIN)/python -m tests.kernels.compile_kernels
-	$(BIN)/python -m pytest tests bench -n 2 --dist loadfile
+	$(BIN)/python -m tests.simt.build
+	$(BIN)/python -m pytest tests bench -n 2 --dist worksteal
 
 # On a machine with a GPU: all tests, then the small cases under compute-sanitizer.
 test-gpu: build
