@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 #: Largest error relative to 1 + |reference|, for sums of some hundred products of numbers near one.
 TOLERANCE = {
@@ -79,6 +80,26 @@ def from_memory(array: np.ndarray, shape, channels_last: bool, dtype: torch.dtyp
     tensor = torch.from_numpy(array.view(np.int16) if dtype == torch.bfloat16 else array)
     rows = tensor.view(dtype).double()
     return (rows.transpose(1, 2) if channels_last else rows).reshape(shape)
+
+
+def after_sums(
+    sums: torch.Tensor,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    slope: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    activation: int,
+) -> torch.Tensor:
+    """The float64 reference of what follows a convolution's float64 sums."""
+    if scale is not None:
+        sums = sums * scale.double().view(1, -1, 1, 1)
+    if shift is not None:
+        sums = sums + shift.double().view(1, -1, 1, 1)
+    if residual is not None:
+        sums = sums + residual.double()
+    if activation == 1:
+        return sums.relu()
+    return F.prelu(sums, slope.double()) if activation == 2 else sums
 
 
 def close_to(result: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype) -> None:

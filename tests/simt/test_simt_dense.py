@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .conv_arrays import ConvCase, close_to, from_memory, in_memory, to_array
+from .conv_arrays import ConvCase, after_sums, close_to, from_memory, in_memory, to_array
 from .harness import ORDERS, Call, check_orders, load, poisoned, run_sanitized
 
 # (case, output channels): odd and many output channels, depths that fill no step, more steps than
@@ -75,16 +75,7 @@ def test_forward(number, dtype):
 
     (out,) = check_orders(module, run, ORDERS if dtype == torch.float16 else ORDERS[1:3])
     wanted = F.conv2d(rounded(x), rounded(weight), **case.arguments)
-    if scale is not None:
-        wanted = wanted * scale.double().view(1, -1, 1, 1)
-    if shift is not None:
-        wanted = wanted + shift.double().view(1, -1, 1, 1)
-    if residual is not None:
-        wanted = wanted + residual.double()
-    if activation == 1:
-        wanted = wanted.relu()
-    elif activation == 2:
-        wanted = F.prelu(wanted, slope.double())
+    wanted = after_sums(wanted, scale, shift, slope, residual, activation)
     close_to(from_memory(out, shape, True, dtype), wanted, dtype)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .conv_arrays import ConvCase, close_to, from_memory, in_memory, to_array
+from .conv_arrays import ConvCase, after_sums, close_to, from_memory, in_memory, to_array
 from .harness import ORDERS, Call, OrderDependence, check_orders, load, poisoned, run_sanitized
 
 # (case, output channels, multiprocessors): ragged channels and depths, more steps than stages and
@@ -64,16 +64,7 @@ def test_forward(number):
 
     (out,) = check_orders(module, run, ORDERS if number < 3 else ORDERS[1:3])
     wanted = F.conv2d(x.double(), weight.double(), **case.arguments)
-    if scale is not None:
-        wanted = wanted * scale.double().view(1, -1, 1, 1)
-    if shift is not None:
-        wanted = wanted + shift.double().view(1, -1, 1, 1)
-    if residual is not None:
-        wanted = wanted + residual.double()
-    if activation == 1:
-        wanted = wanted.relu()
-    elif activation == 2:
-        wanted = F.prelu(wanted, slope.double())
+    wanted = after_sums(wanted, scale, shift, slope, residual, activation)
     close_to(from_memory(out, shape, True, dtype), wanted, dtype)
 
 
