@@ -14,6 +14,8 @@ SOURCES := setup.py build_backend.py pyproject.toml $(shell find csrc -type f)
 demo: build
 	$(BIN)/segkern demo --output out
 
+# Threads that wait for others sleep: two processes share the cores, and spinning takes their time.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: build
 	$(BIN)/python -m tests.kernels.compile_kernels
 	$(BIN)/python -m tests.simt.build

@@ -1,4 +1,4 @@
-"""The operators' CPU kernels run on at least two threads, however many processes share the cores."""
+"""The operators' kernels run on two threads at least, however many processes share the cores."""
 
 from __future__ import annotations
 
