@@ -74,9 +74,7 @@ def test_forward_and_gradients(number, dtype, channels_last):
         grad_w = poisoned(module, (channels, case.taps), w_array.dtype)
         offset = rng.choice([0, x_array.itemsize])
         module.depthwise(forward, False, activation, offset, x_array, w_array, *tail, out)
-        module.depthwise(
-            backward, True, 0, 0, g_array, w_array, none, none, none, none, grad_x
-        )
+        module.depthwise(backward, True, 0, 0, g_array, w_array, none, none, none, none, grad_x)
         module.depthwise_weight_grad(forward, g_array, x_array, parts, grad_w)
         return [out, grad_x, grad_w]
 
