@@ -14,9 +14,12 @@ SOURCES := setup.py build_backend.py pyproject.toml $(shell find csrc -type f)
 demo: build
 	$(BIN)/segkern demo --output out
 
+# Threads that wait for others sleep: two processes share the cores, and spinning takes their time.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: build
 	$(BIN)/python -m tests.kernels.compile_kernels
-	$(BIN)/python -m pytest tests bench -n 2 --dist loadfile
+	$(BIN)/python -m tests.simt.build
+	$(BIN)/python -m pytest tests bench -n 2 --dist worksteal
 
 # On a machine with a GPU: all tests, then the small cases under compute-sanitizer.
 test-gpu: build

@@ -67,7 +67,7 @@ def find_toolkit(extra: tuple[Path, ...] = ()) -> Path | None:
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    # setuptools would run setup.py to answer this, which needs the torch that is only asked for here.
+    # setuptools would run setup.py to answer this; that needs the torch that is asked for here.
     requires = ["ninja"]
     has_torch, cuda = installed_torch_cuda()
     if not has_torch:

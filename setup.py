@@ -118,7 +118,9 @@ def extensions(plan: Plan) -> list[Extension]:
         nvcc = ["-std=c++17", "-O3", "-lineinfo", "-DUSE_CUDA", *STABLE_ABI]
         nvcc += ["-Xcompiler", ",".join(["-fvisibility=hidden", *WARNINGS])]
         headers = [str(path / "include") for path in (plan.toolkit, *wheel_toolkits())]
-        libraries = [str(p / lib) for p in (plan.toolkit, *wheel_toolkits()) for lib in ("lib64", "lib")]
+        libraries = [
+            str(p / lib) for p in (plan.toolkit, *wheel_toolkits()) for lib in ("lib64", "lib")
+        ]
         runtime = f"-l:libcudart.so.{nvcc_version(plan.toolkit).split('.')[0]}"
         built.append(
             cpp_extension.CppExtension(

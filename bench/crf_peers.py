@@ -1,4 +1,4 @@
-"""Peers of the dense CRF: pydensecrf where it can be imported, and a chain of eager torch operations.
+"""Peers of the dense CRF: pydensecrf where it can be imported, and eager torch operations.
 
 Both get energies (N, L, P), images (N, 3, H, W) and the two terms of pydensecrf's example, and do
 what a user of them would do: the eager chain builds its lattices by sorting packed keys, all labels
@@ -108,7 +108,9 @@ class EagerLattice:
         for before, after in zip(self.neighbours[::2], self.neighbours[1::2]):
             inner = sums[:-1] + 0.5 * (sums[before] + sums[after])
             sums = torch.cat([inner, sums[-1:]])
-        parts = [self.weight[:, k, None] * sums[self.vertex[:, k]] for k in range(len(self.weight[0]))]
+        parts = [
+            self.weight[:, k, None] * sums[self.vertex[:, k]] for k in range(len(self.weight[0]))
+        ]
         return self.alpha * sum(parts)
 
 

@@ -1,11 +1,12 @@
 """dense_crf beside pydensecrf, or a chain of eager torch operations where that has no place.
 
-The image is the photograph that comes with Matplotlib, scaled, with energies of random scores. Rows:
-the whole call (lattices and 10 iterations), the lattices with their normalisers, 10 iterations over
-given lattices, and the backward pass of those. Least bytes of an iteration and term: 8 a corner for
-vertex and weight, read once each by splat and slice, the rows of values twice and those of vertices
-twice an axis; the backward the same and two more rows a point; of the lattices the features read,
-vertex and weight of each corner, and the neighbours of each vertex, written.
+The image is the photograph that comes with Matplotlib, scaled, with energies of random scores.
+Rows: the whole call (lattices and 10 iterations), the lattices with their normalisers, 10
+iterations over given lattices, and the backward pass of those. Least bytes of an iteration and
+term: 8 a corner for vertex and weight, read once each by splat and slice, the rows of values twice
+and those of vertices twice an axis; the backward the same and two more rows a point; of the
+lattices the features read, vertex and weight of each corner, and the neighbours of each vertex,
+written.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from segkern._env import env
 from segkern.models import create_model, get_weights, list_models
 from segkern.nn import convert
 
-
 __version__ = "0.1.0"
 
 __all__ = ["convert", "create_model", "env", "get_weights", "list_models", "nn", "ops"]

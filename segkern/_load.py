@@ -44,9 +44,7 @@ def _load_cuda(cpu: NativeModule) -> NativeModule:
             "build of torch and its nvcc, and the build says what is missing",
         )
     if torch.version.cuda is None:
-        return NativeModule(
-            "_C_cuda", False, f"torch {torch.__version__} is a build without CUDA"
-        )
+        return NativeModule("_C_cuda", False, f"torch {torch.__version__} is a build without CUDA")
     return _load("_C_cuda")
 
 

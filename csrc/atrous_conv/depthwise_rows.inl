@@ -1,5 +1,4 @@
 // Row kernels of depthwise convolution; compiled once per instruction set (common/cpu_targets.h).
-// kVectorBytes is the width of a vector register.
 
 #include "vector.inl"
 
@@ -293,7 +292,7 @@ inline void load_elements(Element element, const void* from, float* __restrict__
     }
   } else {
     int64_t i = 0;
-#if SEGKERN_F16C
+#if SEGKERN_VECTOR_BYTES > 16
     for (; i + 8 <= n; i += 8) {
       __m128i packed;
       std::memcpy(&packed, half + i, sizeof(packed));
@@ -317,7 +316,7 @@ inline void store_elements(Element element, const float* __restrict__ from, void
     }
   } else {
     int64_t i = 0;
-#if SEGKERN_F16C
+#if SEGKERN_VECTOR_BYTES > 16
     for (; i + 8 <= n; i += 8) {
       __m256 wide;
       std::memcpy(&wide, from + i, sizeof(wide));
@@ -334,7 +333,7 @@ inline void store_elements(Element element, const float* __restrict__ from, void
 inline void stream_bytes(void* to, const void* from, int64_t bytes) {
   auto* target = static_cast<char*>(to);
   const auto* source = static_cast<const char*>(from);
-#if SEGKERN_STREAM_BYTES > 0
+#if defined(SEGKERN_X86_TARGETS)
   constexpr int64_t kLine = 64;
   const int64_t head = (kLine - reinterpret_cast<uintptr_t>(target) % kLine) % kLine;
   if (bytes >= head + kLine) {
@@ -343,9 +342,9 @@ inline void stream_bytes(void* to, const void* from, int64_t bytes) {
     source += head;
     bytes -= head;
     for (; bytes >= kLine; bytes -= kLine, target += kLine, source += kLine) {
-#if SEGKERN_STREAM_BYTES == 64
+#if SEGKERN_VECTOR_BYTES == 64
       _mm512_stream_si512(reinterpret_cast<__m512i*>(target), _mm512_loadu_si512(source));
-#elif SEGKERN_STREAM_BYTES == 32
+#elif SEGKERN_VECTOR_BYTES == 32
       for (int i = 0; i < 64; i += 32) {
         _mm256_stream_si256(reinterpret_cast<__m256i*>(target + i),
                             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + i)));
@@ -369,3 +368,5 @@ constexpr DepthwiseRows<T> kDepthwiseRows = {
     [](Element e, const T* from, void* to, int64_t n) { store_elements(e, from, to, n); },
     &stream_bytes,
 };
+
+constexpr FloatTables<DepthwiseRows> kRows = {kDepthwiseRows<float>, kDepthwiseRows<double>};

@@ -1,5 +1,4 @@
 // Tiles of depthwise convolution; compiled once per instruction set (common/cpu_targets.h).
-// kVectorBytes is the width of a vector register.
 
 #include "vector.inl"
 
@@ -26,7 +25,7 @@ SEGKERN_INLINE Vec<float> load_pixel(const char* from, const uint16_t*) {
 template <typename T>
 SEGKERN_INLINE void store_pixel(char* to, const Vec<T>& value, const T*,
                                 [[maybe_unused]] bool stream) {
-#if SEGKERN_STREAM_BYTES == 64
+#if SEGKERN_VECTOR_BYTES == 64
   if (stream) {
     __m512i bits;
     std::memcpy(&bits, &value.v, sizeof(bits));
@@ -262,3 +261,5 @@ constexpr DepthwiseTiles<T> kDepthwiseTiles = {
       load(from, element, to, width, step, rows);
     },
 };
+
+constexpr FloatTables<DepthwiseTiles> kRows = {kDepthwiseTiles<float>, kDepthwiseTiles<double>};

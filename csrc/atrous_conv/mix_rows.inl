@@ -1,5 +1,4 @@
-// Kernels that mix rows; compiled once per instruction set (common/cpu_targets.h). kVectorBytes is
-// the width of a vector register.
+// Kernels that mix rows; compiled once per instruction set (common/cpu_targets.h).
 
 #include "vector.inl"
 
@@ -308,3 +307,5 @@ void products(const T* g, int64_t g_step, int64_t no, const T* in, int64_t in_st
 template <typename T>
 constexpr MixRows<T> kMixRows = {&mix<T>, &transpose<T>, &transpose<uint16_t>, &finish<T>,
                                  &products<T>};
+
+constexpr FloatTables<MixRows> kRows = {kMixRows<float>, kMixRows<double>};

@@ -1,5 +1,7 @@
-// One vector register of T; kVectorBytes is its width. Included by row kernels that are compiled
-// once per instruction set (common/cpu_targets.h).
+// One vector register of T. Included by row kernels that are compiled once per instruction set
+// (common/each_cpu_target.inl).
+
+constexpr int kVectorBytes = SEGKERN_VECTOR_BYTES;
 
 template <typename T>
 struct Vec {

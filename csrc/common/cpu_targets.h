@@ -26,6 +26,13 @@
 
 namespace segkern {
 
+// A set's table where kernels are compiled for both types.
+template <template <typename> class Table>
+struct FloatTables {
+  Table<float> of_float;
+  Table<double> of_double;
+};
+
 enum class CpuLevel { kBaseline, kAvx2, kAvx512 };
 
 // The best set this processor has. Kernels that only compare and copy give the same bits at every

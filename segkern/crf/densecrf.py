@@ -146,9 +146,7 @@ class DenseCRF:
             cost = (cost + cost.T) / 2
         elif cost.dim() == 0:
             cost = -cost
-        term = pairwise_term(
-            points.to(self._device), cost.to(self._device), _MODES[normalization]
-        )
+        term = pairwise_term(points.to(self._device), cost.to(self._device), _MODES[normalization])
         self._terms.append(term)
 
     def _marginals(self, op: str, name: str, value: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+
+from segkern.data._samples import SampledDataset
 
 IGNORE_INDEX = 255
 """The label of pixels that count neither in the loss nor in the metrics."""
@@ -24,7 +25,7 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     return int(state[0] >> 1)
 
 
-class SegmentationDataset(Dataset):
+class SegmentationDataset(SampledDataset):
     """Base of all data sets: images with one class index per pixel.
 
     ``dataset[i]`` is ``(image, mask)``: the image (3, H, W) uint8 RGB, the mask (H, W) int64 with
@@ -51,45 +52,17 @@ class SegmentationDataset(Dataset):
         transform: Transform | None = None,
         seed: int = 0,
     ) -> None:
-        if seed < 0:
-            raise ValueError(f"{type(self).__name__}: seed must be at least 0, got {seed}")
+        super().__init__(transform, seed)
         self.class_names = list(class_names)
         self.num_classes = len(self.class_names)
         self.palette = np.asarray(palette, dtype=np.uint8).reshape(self.num_classes, 3)
-        self.transform = transform
-        self.seed = seed
-        # Shared memory, so that workers kept alive between epochs see set_epoch as well.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    @property
-    def epoch(self) -> int:
-        """The epoch set last."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the randomness of the samples from now on, in this process and its workers."""
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        raise NotImplementedError
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """Sample ``index`` before the transform: (3, H, W) uint8 and (H, W) uint8."""
         raise NotImplementedError
 
-    def sample_name(self, index: int) -> str:
-        """A name for sample ``index`` that is unique in the split and usable as a file stem."""
-        raise NotImplementedError
-
-    def identity(self) -> str:
-        """A string that changes whenever the untransformed samples may have changed."""
-        raise NotImplementedError
-
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(
-                f"{type(self).__name__}: index must be in [0, {len(self)}), got {index}"
-            )
+        self.check_index(index)
         image, mask = self.load(index)
         if self.transform is not None:
             generator = torch.Generator()

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from segkern.data._base import IGNORE_INDEX, sample_seed
 from segkern.data._rle import encode_masks
+from segkern.data._samples import SampledDataset
 
 Target = dict[str, Tensor]
 InstanceTransform = Callable[..., tuple[Tensor, Target]]
@@ -21,7 +21,7 @@ TASKS = ("instance", "panoptic")
 _PER_OBJECT = ("boxes", "labels", "masks", "iscrowd", "area")
 
 
-class InstanceDataset(Dataset):
+class InstanceDataset(SampledDataset):
     """Base of the data sets of instances and of panoptic segments.
 
     ``dataset[i]`` is ``(image, target)`` after ``transform``: the image (3, H, W) uint8 RGB, and a
@@ -71,10 +71,9 @@ class InstanceDataset(Dataset):
         transform: InstanceTransform | None = None,
         seed: int = 0,
     ) -> None:
-        name = type(self).__name__
-        if seed < 0:
-            raise ValueError(f"{name}: seed must be at least 0, got {seed}")
+        super().__init__(transform, seed)
         if task not in TASKS:
+            name = type(self).__name__
             raise ValueError(f"{name}: task must be one of {', '.join(TASKS)}, got {task!r}")
         self.task = task
         self.training = training
@@ -97,22 +96,6 @@ class InstanceDataset(Dataset):
         self.stuff_ids = [c["id"] for c in stuff]
         self.stuff_palette = _palette(stuff)
         self.num_stuff = len(stuff)
-        self.transform = transform
-        self.seed = seed
-        # Shared memory, so that workers kept alive between epochs see set_epoch as well.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    @property
-    def epoch(self) -> int:
-        """The epoch set last."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the randomness of the samples from now on, in this process and its workers."""
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        raise NotImplementedError
 
     def load(self, index: int) -> tuple[Tensor, Target]:
         """Sample ``index`` before the transform and with its crowds."""
@@ -139,14 +122,6 @@ class InstanceDataset(Dataset):
 
     def image_size(self, index: int) -> tuple[int, int]:
         """(H, W) of sample ``index`` before the transform, without reading its pixels."""
-        raise NotImplementedError
-
-    def sample_name(self, index: int) -> str:
-        """A name for sample ``index`` that is unique in the split and usable as a file stem."""
-        raise NotImplementedError
-
-    def identity(self) -> str:
-        """A string that changes whenever the untransformed samples may have changed."""
         raise NotImplementedError
 
     def panoptic(self, index: int) -> tuple[Tensor, list[Segment]]:
@@ -197,10 +172,7 @@ class InstanceDataset(Dataset):
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        if not 0 <= index < len(self):
-            raise IndexError(
-                f"{type(self).__name__}: index must be in [0, {len(self)}), got {index}"
-            )
+        self.check_index(index)
         generator = torch.Generator()
         generator.manual_seed(sample_seed(self.seed, self.epoch, index))
         if self.images_only:

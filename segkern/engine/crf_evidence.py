@@ -68,7 +68,7 @@ class Evidence:
 
 
 def parse_unknown(text: str) -> Unknown:
-    """"auto", "none", a label as in "255", or a colour as in "#000000"."""
+    """ "auto", "none", a label as in "255", or a colour as in "#000000"."""
     if text in ("auto", "none"):
         return None if text == "none" else text
     if re.fullmatch(r"-?\d+", text):

@@ -1,5 +1,4 @@
-"""Which settings of a dense CRF a search tries: ranges, the grid, and finer grids around its best.
-"""
+"""Which settings of a dense CRF a search tries: ranges, the grid, finer grids around its best."""
 
 from __future__ import annotations
 

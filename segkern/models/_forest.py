@@ -93,6 +93,11 @@ class Forest(nn.Module):
             first += tree.node_count
         return forest
 
+    def set_prior(self, truth: np.ndarray) -> None:
+        """Keep how frequent each class is among the labels that the trees were fitted on."""
+        counts = np.bincount(truth, minlength=len(self.prior))
+        self.prior.copy_(torch.from_numpy(counts / counts.sum()))
+
     def leaves(self, rows: Tensor) -> Tensor:
         """The leaf (n, trees) int64 that each row (n, features) float32 ends in, in every tree."""
         node = self.roots.long().expand(len(rows), -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
@@ -77,6 +78,11 @@ class InputSize:
     multiple: int
     pad_mode: str
     strict_size: bool
+
+    @classmethod
+    def of(cls, network: str, config: Any, multiple: int) -> InputSize:
+        """That of a config with ``in_channels``, ``pad_mode`` and ``strict_size``."""
+        return cls(network, config.in_channels, multiple, config.pad_mode, config.strict_size)
 
     def __post_init__(self) -> None:
         check_pad_mode(self.network, self.pad_mode)

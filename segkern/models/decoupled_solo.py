@@ -23,9 +23,9 @@ from segkern.models._instances.solo_network import (
     Owed,
     SOLONetwork,
     SOLOOptions,
+    register_solo,
 )
 from segkern.models._instances.solo_recipes import FULL_1X, LIGHT_3X
-from segkern.models._registry import register_model
 from segkern.models.solo import PAPER
 
 
@@ -147,14 +147,11 @@ def _split(cells: Tensor, grid: int) -> tuple[Tensor, Tensor]:
     return cells // grid, cells % grid
 
 
-@register_model(
+@register_solo(
     DecoupledSOLOConfig,
     parameters=40_028_560,
     paper=PAPER,
     recipe=FULL_1X,
-    head="head.category.bias",
-    head_background=False,
-    task="instance",
     reported={
         "COCO val2017 mask AP, ResNet-50, 1x": 33.9,
         "COCO val2017 mask AP, ResNet-50, 3x": 36.4,
@@ -166,14 +163,11 @@ def decoupled_solo(config: DecoupledSOLOConfig) -> DecoupledSOLO:
     return DecoupledSOLO("decoupled_solo", config)
 
 
-@register_model(
+@register_solo(
     DecoupledSOLOLightConfig,
     parameters=32_354_192,
     paper=PAPER,
     recipe=LIGHT_3X,
-    head="head.category.bias",
-    head_background=False,
-    task="instance",
     reported={"COCO val2017 mask AP, ResNet-50, 3x, short side 512": 33.0},
 )
 def decoupled_solo_light(config: DecoupledSOLOLightConfig) -> DecoupledSOLO:

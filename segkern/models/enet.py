@@ -306,7 +306,7 @@ class ENet(nn.Module):
 
     def __init__(self, config: ENetConfig) -> None:
         super().__init__()
-        self.input_size = _input_size("enet", config)
+        self.input_size = InputSize.of("enet", config, SIZE_MULTIPLE)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         _initialise(self)
@@ -351,7 +351,7 @@ class ENetEncoder(nn.Module):
 
     def __init__(self, config: ENetConfig) -> None:
         super().__init__()
-        self.input_size = _input_size("enet_encoder", config)
+        self.input_size = InputSize.of("enet_encoder", config, SIZE_MULTIPLE)
         self.encoder = Encoder(config)
         self.head = nn.Conv2d(128, config.num_classes, 1)
         _initialise(self)
@@ -371,10 +371,6 @@ def _numbered(blocks: list[nn.Module]) -> nn.Sequential:
 
 def _decoder_act(channels: int, prelu: bool) -> nn.Module:
     return PReLU(channels) if prelu else nn.ReLU(inplace=True)
-
-
-def _input_size(name: str, config: ENetConfig) -> InputSize:
-    return InputSize(name, config.in_channels, SIZE_MULTIPLE, config.pad_mode, config.strict_size)
 
 
 def _initialise(network: nn.Module) -> None:

@@ -116,7 +116,7 @@ class ESPNetEncoder(nn.Module):
     ) -> None:
         super().__init__()
         _check(name, config)
-        self.input_size = _input_size(name, config)
+        self.input_size = InputSize.of(name, config, SIZE_MULTIPLE)
         self.concatenate, self.reinforce = concatenate, reinforce
         image = config.in_channels if reinforce else 0
         after = NormAct if concat_norm else _nothing
@@ -183,7 +183,7 @@ class ESPNet(nn.Module):
         _check("espnet", config)
         check_choice("espnet", "tail", config.tail, ("level1", "b1"))
         classes = config.num_classes
-        self.input_size = _input_size("espnet", config)
+        self.input_size = InputSize.of("espnet", config, SIZE_MULTIPLE)
         self.tail = config.tail
         self.encoder = ESPNetEncoder("espnet", config)
         self.br = nn.BatchNorm2d(classes, eps=NORM_EPS)
@@ -221,10 +221,6 @@ class ESPNet(nn.Module):
 def shrink(image: Tensor) -> Tensor:
     """The image at half its size, averaged over 3x3 with the padding counted."""
     return functional.avg_pool2d(image, 3, stride=2, padding=1)
-
-
-def _input_size(name: str, config: ESPNetEncoderConfig) -> InputSize:
-    return InputSize(name, config.in_channels, SIZE_MULTIPLE, config.pad_mode, config.strict_size)
 
 
 def _conv(in_channels: int, out_channels: int, stride: int = 1) -> ConvNormAct:

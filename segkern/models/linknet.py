@@ -93,9 +93,7 @@ class LinkNet(nn.Module):
     def __init__(self, config: LinkNetConfig) -> None:
         super().__init__()
         check_choice("linknet", "backbone", config.backbone, tuple(BASIC_RESNETS))
-        self.input_size = InputSize(
-            "linknet", config.in_channels, SIZE_MULTIPLE, config.pad_mode, config.strict_size
-        )
+        self.input_size = InputSize.of("linknet", config, SIZE_MULTIPLE)
         self.backbone = ResNet(
             "linknet", config.backbone, config.in_channels, output_stride=32, width=config.width
         )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from segkern.models._forest import Forest, check_forest, import_classic, log_shares
-from segkern.models._pixels import draw_pixels, gather_rows, pixels_per_image
+from segkern.models._forest import Forest, import_classic
+from segkern.models._forest_network import ForestNetwork, Place
+from segkern.models._pixels import gather_rows, pixels_per_image
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
-from segkern.models._resize import as_it_is
-from segkern.models._sizes import check_image
 
 PAPER = "L. Breiman: Random Forests, Machine Learning 2001"
 
@@ -53,7 +52,7 @@ class RandomForestConfig:
     nodes: int = 0
 
 
-class RandomForest(nn.Module):
+class RandomForest(ForestNetwork):
     """Random forest over Gaussians, edges, Hessian eigenvalues, position and CIELab of each pixel.
 
     Args:
@@ -80,29 +79,11 @@ class RandomForest(nn.Module):
     of scikit-image's trainable segmentation with position and colour added.
     """
 
-    tiled_only = False
+    margin = MARGIN
 
     def __init__(self, config: RandomForestConfig) -> None:
-        super().__init__()
-        check_forest("random_forest", config)
-        self.options = config
-        self.in_channels, self.tile = config.in_channels, config.tile
+        super().__init__("random_forest", config)
         self.forest = Forest(config.trees, config.nodes, config.num_classes)
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        check_image("random_forest", image, self.in_channels)
-        return {"out": self._window(image, (0, 0), tuple(image.shape[-2:]))}
-
-    def tiles(
-        self, image: Tensor, prepare: Callable[[Tensor], Tensor] = as_it_is
-    ) -> Iterator[tuple[int, int, Tensor]]:
-        """Scores tile by tile, those of the whole image up to rounding; see :meth:`UNet.tiles`."""
-        check_image("random_forest", image, self.in_channels)
-        height, width = image.shape[-2:]
-        for top in range(0, height, self.tile):
-            for left in range(0, width, self.tile):
-                end = (min(top + self.tile, height), min(left + self.tile, width))
-                yield top, left, self._window(image, (top, left), end, prepare)
 
     def fit(
         self, samples: Sequence[tuple[Tensor, Tensor]], *, seed: int = 0, ignore_index: int = 255
@@ -131,13 +112,9 @@ class RandomForest(nn.Module):
         labels = []
 
         def rows() -> Iterator[np.ndarray]:
-            for image, mask in (samples[i] for i in range(len(samples))):
-                truth = np.asarray(mask)
-                chosen = draw_pixels(
-                    truth, each, generator, ignore_index=ignore_index, sampling=options.sampling
-                )
-                labels.append(truth.ravel()[chosen])
-                yield pixel_features(image.numpy()).reshape(-1, self.features)[chosen]
+            for image, at, truth in self.draw(samples, generator, ignore_index):
+                labels.append(truth)
+                yield pixel_features(image.numpy()).reshape(-1, self.features)[at]
 
         table = gather_rows(rows(), len(samples) * (each + options.num_classes))
         truth = np.concatenate(labels)
@@ -149,7 +126,10 @@ class RandomForest(nn.Module):
             max_samples=max(1, round(options.share * len(truth))),
             random_state=seed,
         ).fit(table, truth)
-        self._take(Forest.from_sklearn(grown, options.num_classes), truth)
+        device = self.forest.share.device
+        self.forest = Forest.from_sklearn(grown, options.num_classes).to(device)
+        self.forest.set_prior(truth)
+        self.record(nodes=len(self.forest.feature))
         return {"pixels": len(truth), "nodes": self.config["nodes"]}
 
     @property
@@ -157,39 +137,18 @@ class RandomForest(nn.Module):
         """Features of a pixel."""
         return 24 * self.in_channels + 2 + (3 if self.in_channels == 3 else 0)
 
-    def _take(self, forest: Forest, truth: np.ndarray) -> None:
-        counts = np.bincount(truth, minlength=self.options.num_classes)
-        forest.prior.copy_(torch.from_numpy(counts / counts.sum()))
-        self.forest = forest.to(self.forest.share.device)
-        self.config = {**getattr(self, "config", {}), "nodes": len(forest.feature)}
-
-    def _window(
-        self,
-        image: Tensor,
-        first: tuple[int, int],
-        last: tuple[int, int],
-        prepare: Callable[[Tensor], Tensor] = as_it_is,
+    def shares(
+        self, window: np.ndarray, inside: tuple[slice, slice], origin: Place, size: Place
     ) -> Tensor:
-        """Scores of rows and columns ``first`` to ``last``."""
-        size = tuple(image.shape[-2:])
-        starts = [max(f - MARGIN, 0) for f in first]
-        ends = [min(e + MARGIN, n) for e, n in zip(last, size)]
-        inside = tuple(slice(f - s, e - s) for f, s, e in zip(first, starts, last))
         forest = self.forest.cpu()  # where the features are
-        out = []
-        window = image[:, :, starts[0] : ends[0], starts[1] : ends[1]]
-        for one in prepare(window).detach().float().cpu():
-            cut = one.contiguous().numpy()
-            found = pixel_features(cut, origin=(starts[0], starts[1]), size=size)[inside]
-            if forest.features > found.shape[-1]:
-                raise ValueError(
-                    f"random_forest: the trees ask for {forest.features} features, there are "
-                    f"{found.shape[-1]}"
-                )
-            rows = torch.from_numpy(np.ascontiguousarray(found.reshape(-1, found.shape[-1])))
-            scores = log_shares(forest.probabilities(rows))
-            out.append(scores.T.reshape(-1, *found.shape[:2]))
-        return torch.stack(out).to(image.device)
+        found = pixel_features(window, origin=origin, size=size)[inside]
+        if forest.features > found.shape[-1]:
+            raise ValueError(
+                f"random_forest: the trees ask for {forest.features} features, there are "
+                f"{found.shape[-1]}"
+            )
+        rows = torch.from_numpy(np.ascontiguousarray(found.reshape(-1, found.shape[-1])))
+        return forest.probabilities(rows).view(*found.shape[:2], -1)
 
 
 def pixel_features(

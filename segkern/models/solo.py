@@ -21,9 +21,9 @@ from segkern.models._instances.solo_network import (
     Owed,
     SOLONetwork,
     SOLOOptions,
+    register_solo,
 )
 from segkern.models._instances.solo_recipes import FULL_1X
-from segkern.models._registry import register_model
 from segkern.ops import dynamic_conv
 
 PAPER = (
@@ -142,14 +142,11 @@ class SOLO(SOLONetwork):
         return double(maps[None])[0]
 
 
-@register_model(
+@register_solo(
     SOLOConfig,
     parameters=36_301_232,
     paper=PAPER,
     recipe=FULL_1X,
-    head="head.category.bias",
-    head_background=False,
-    task="instance",
     reported={
         "COCO val2017 mask AP, ResNet-50, 1x": 32.9,
         "COCO val2017 mask AP, ResNet-50, 3x": 35.8,

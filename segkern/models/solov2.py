@@ -24,10 +24,10 @@ from segkern.models._instances.solo_network import (
     Owed,
     SOLONetwork,
     SOLOOptions,
+    register_solo,
 )
 from segkern.models._instances.solo_recipes import FULL_3X, LIGHT_3X
 from segkern.models._options import check_choice
-from segkern.models._registry import register_model
 from segkern.ops import dynamic_conv
 
 PAPER = (
@@ -191,14 +191,11 @@ class SOLOv2(SOLONetwork):
         )
 
 
-@register_model(
+@register_solo(
     SOLOv2Config,
     parameters=46_592_912,
     paper=PAPER,
     recipe=FULL_3X,
-    head="head.category.bias",
-    head_background=False,
-    task="instance",
     reported={
         "COCO val2017 mask AP, ResNet-50, 1x": 34.8,
         "COCO val2017 mask AP, ResNet-50, 3x": 37.5,
@@ -210,14 +207,11 @@ def solov2(config: SOLOv2Config) -> SOLOv2:
     return SOLOv2("solov2", config)
 
 
-@register_model(
+@register_solo(
     SOLOv2LightConfig,
     parameters=31_340_560,
     paper=PAPER,
     recipe=LIGHT_3X,
-    head="head.category.bias",
-    head_background=False,
-    task="instance",
     reported={
         "COCO val2017 mask AP, ResNet-18, short side 448": 29.6,
         "COCO val2017 mask AP, ResNet-34, short side 448": 32.0,

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from segkern.models._forest import Forest, check_forest, import_classic, log_shares
+from segkern.models._forest import Forest, import_classic
+from segkern.models._forest_network import ForestNetwork, Place
 from segkern.models._options import check_choice
-from segkern.models._pixels import draw_pixels, gather_rows, pixels_per_image
+from segkern.models._pixels import gather_rows
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
-from segkern.models._resize import as_it_is
-from segkern.models._sizes import check_image
 
 PAPER = (
     "J. Shotton, M. Johnson, R. Cipolla: Semantic Texton Forests for Image Categorization and "
@@ -70,7 +69,7 @@ class TextonForestConfig:
     bag_nodes: int = 0
 
 
-class TextonForest(nn.Module):
+class TextonForest(ForestNetwork):
     """Texton forest, and the segmentation forest on bags of its textons and priors.
 
     Args:
@@ -101,14 +100,10 @@ class TextonForest(nn.Module):
     drawn by count, not on a grid. The image-level prior is left out.
     """
 
-    tiled_only = False
-
     def __init__(self, config: TextonForestConfig) -> None:
-        super().__init__()
-        check_forest("texton_forest", config)
+        super().__init__("texton_forest", config)
         check_choice("texton_forest", "stages", config.stages, (1, 2))
-        self.options = config
-        self.in_channels, self.tile = config.in_channels, config.tile
+        self.margin = PATCH + (config.reach if config.stages == 2 else 0)
         self.textons = Forest(config.trees, config.nodes, config.num_classes)
         # kind, row, column, channel, row, column, channel
         self.register_buffer("pairs", torch.zeros(config.tests, 7, dtype=torch.int32))
@@ -117,21 +112,6 @@ class TextonForest(nn.Module):
             # node, or -1 - class; first row and column, last row and column, from the pixel on
             self.register_buffer("rectangles", torch.zeros(config.bag_tests, 5, dtype=torch.int32))
         self.register_load_state_dict_post_hook(lambda module, _: module._check_tests())
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        check_image("texton_forest", image, self.in_channels)
-        return {"out": self._window(image, (0, 0), tuple(image.shape[-2:]))}
-
-    def tiles(
-        self, image: Tensor, prepare: Callable[[Tensor], Tensor] = as_it_is
-    ) -> Iterator[tuple[int, int, Tensor]]:
-        """Scores tile by tile, those of the whole image; see :meth:`UNet.tiles`."""
-        check_image("texton_forest", image, self.in_channels)
-        height, width = image.shape[-2:]
-        for top in range(0, height, self.tile):
-            for left in range(0, width, self.tile):
-                end = (min(top + self.tile, height), min(left + self.tile, width))
-                yield top, left, self._window(image, (top, left), end, prepare)
 
     def fit(
         self, samples: Sequence[tuple[Tensor, Tensor]], *, seed: int = 0, ignore_index: int = 255
@@ -145,8 +125,8 @@ class TextonForest(nn.Module):
         options = self.options
         channels = self.in_channels
         self.pairs.copy_(torch.from_numpy(draw_pairs(options.tests, channels, generator)))
-        chosen = self._draw(samples, generator, ignore_index)
-        positions, truth = [one for one, _ in chosen], np.concatenate([y for _, y in chosen])
+        chosen = [(at, y) for _, at, y in self.draw(samples, generator, ignore_index)]
+        positions, truth = [at for at, _ in chosen], np.concatenate([y for _, y in chosen])
         if not len(truth):
             raise ValueError("texton_forest: no training image has a labelled pixel")
         every = np.arange(options.tests)
@@ -157,9 +137,8 @@ class TextonForest(nn.Module):
         )
         table = gather_rows(rows, len(truth))
         self.textons = self._grow(table, truth, options.depth, seed)
-        counts = np.bincount(truth, minlength=options.num_classes)
-        self.textons.prior.copy_(torch.from_numpy(counts / counts.sum()))
-        self.config = {**getattr(self, "config", {}), "nodes": len(self.textons.feature)}
+        self.textons.set_prior(truth)
+        self.record(nodes=len(self.textons.feature))
         del table
         if options.stages == 2:
             drawn = draw_rectangles(
@@ -177,28 +156,11 @@ class TextonForest(nn.Module):
             )
             table = gather_rows(rows, len(truth))
             self.bags = self._grow(table, truth, options.bag_depth, seed + 1)
-            self.config = {**getattr(self, "config", {}), "bag_nodes": len(self.bags.feature)}
+            self.record(bag_nodes=len(self.bags.feature))
         return {
             "pixels": len(truth),
             "nodes": self.config["nodes"] + self.config.get("bag_nodes", 0),
         }
-
-    def _draw(
-        self,
-        samples: Sequence[tuple[Tensor, Tensor]],
-        generator: np.random.Generator,
-        ignore_index: int,
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Flat positions and labels of the pixels drawn of each image."""
-        options, chosen = self.options, []
-        each = pixels_per_image(len(samples), options.pixels, options.largest)
-        for _, mask in (samples[i] for i in range(len(samples))):
-            truth = np.asarray(mask)
-            at = draw_pixels(
-                truth, each, generator, ignore_index=ignore_index, sampling=options.sampling
-            )
-            chosen.append((at, truth.ravel()[at]))
-        return chosen
 
     def _grow(self, table: np.ndarray, truth: np.ndarray, depth: int, seed: int) -> Forest:
         from sklearn.ensemble import ExtraTreesClassifier
@@ -214,31 +176,17 @@ class TextonForest(nn.Module):
         ).fit(table, truth)
         return Forest.from_sklearn(grown, options.num_classes)
 
-    def _window(
-        self,
-        image: Tensor,
-        first: tuple[int, int],
-        last: tuple[int, int],
-        prepare: Callable[[Tensor], Tensor] = as_it_is,
+    def shares(
+        self, window: np.ndarray, inside: tuple[slice, slice], origin: Place, size: Place
     ) -> Tensor:
-        """Scores of rows and columns ``first`` to ``last``."""
-        margin = PATCH + (self.options.reach if self.options.stages == 2 else 0)
-        starts = [max(f - margin, 0) for f in first]
-        ends = [min(e + margin, n) for e, n in zip(last, image.shape[-2:])]
-        inside = tuple(slice(f - s, e - s) for f, s, e in zip(first, starts, last))
-        out = []
-        window = image[:, :, starts[0] : ends[0], starts[1] : ends[1]]
-        for one in prepare(window).detach().float().cpu():
-            cut = one.contiguous().numpy()
-            leaves, shares = self._textons(to_lab(cut))
-            found = shares[inside]
-            if self.options.stages == 2:
-                at = np.arange(leaves.shape[0] * leaves.shape[1]).reshape(leaves.shape[:2])
-                used, forest = self.bags.cpu().over_used_features()
-                rows = self._bag_features(leaves, shares, used, at[inside].ravel())
-                found = forest.probabilities(torch.from_numpy(rows)).view(*found.shape)
-            out.append(log_shares(found).permute(2, 0, 1))
-        return torch.stack(out).to(image.device)
+        leaves, all_shares = self._textons(to_lab(window))
+        found = all_shares[inside]
+        if self.options.stages == 1:
+            return found
+        at = np.arange(leaves.shape[0] * leaves.shape[1]).reshape(leaves.shape[:2])
+        used, forest = self.bags.cpu().over_used_features()
+        rows = self._bag_features(leaves, all_shares, used, at[inside].ravel())
+        return forest.probabilities(torch.from_numpy(rows)).view(*found.shape)
 
     def _textons(self, planes: np.ndarray) -> tuple[np.ndarray, Tensor]:
         """Leaves (H, W, trees) int64 and shares (H, W, classes) of the first forest."""

@@ -51,9 +51,7 @@ class CRFNetwork(torch.nn.Module):
         return {**outputs, "out": self.crf(scores, levels)}
 
 
-def attach_crf(
-    network: torch.nn.Module, *, input: str | None = None, **options: Any
-) -> CRFNetwork:
+def attach_crf(network: torch.nn.Module, *, input: str | None = None, **options: Any) -> CRFNetwork:
     """End a network of the registry with a CRF-as-RNN, to be trained with it end to end.
 
     Args:

@@ -17,8 +17,12 @@ class _Conv(torch.nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, dilation: int) -> None:
         super().__init__()
         self.conv = torch.nn.Conv2d(
-            in_channels, out_channels, kernel, padding=dilation * (kernel // 2),
-            dilation=dilation, bias=False,
+            in_channels,
+            out_channels,
+            kernel,
+            padding=dilation * (kernel // 2),
+            dilation=dilation,
+            bias=False,
         )
 
 

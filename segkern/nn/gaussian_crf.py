@@ -95,9 +95,7 @@ class GaussianCRF(torch.nn.Module):
         self.tolerance, self.max_iterations = tolerance, max_iterations
         self.eta, self.check = eta, check
         planes = num_labels**2 if pairwise == "general" else 1
-        self.horizontal = torch.nn.ModuleList(
-            torch.nn.Conv2d(c, planes, (1, 2)) for c in channels
-        )
+        self.horizontal = torch.nn.ModuleList(torch.nn.Conv2d(c, planes, (1, 2)) for c in channels)
         self.vertical = torch.nn.ModuleList(torch.nn.Conv2d(c, planes, (2, 1)) for c in channels)
         self.across = torch.nn.ModuleList(
             torch.nn.Conv2d(fine + coarse, planes, 1)
@@ -119,9 +117,7 @@ class GaussianCRF(torch.nn.Module):
                 f"{type(self).__name__}: features must have {len(self.horizontal)} levels, "
                 f"got {len(levels)}"
             )
-        horizontal = [
-            _strip(conv, level, 3) for conv, level in zip(self.horizontal, levels)
-        ]
+        horizontal = [_strip(conv, level, 3) for conv, level in zip(self.horizontal, levels)]
         vertical = [_strip(conv, level, 2) for conv, level in zip(self.vertical, levels)]
         across = [
             conv(torch.cat([fine, spread(coarse, fine.shape[2:])], 1))

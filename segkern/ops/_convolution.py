@@ -96,9 +96,7 @@ def check_weight(op: str, name: str, weight: Tensor, x: Tensor, groups: int) -> 
         )
     channels = x.shape[1]
     if channels % groups != 0:
-        raise ValueError(
-            f"{op}: groups must divide the channels of x, {channels}, got {groups}"
-        )
+        raise ValueError(f"{op}: groups must divide the channels of x, {channels}, got {groups}")
     if weight.shape[0] % groups != 0 or weight.shape[0] == 0:
         raise ValueError(
             f"{op}: groups must divide the output channels of {name}, {weight.shape[0]}, "
@@ -136,9 +134,7 @@ def conv_window(
         if padding == "valid":
             return Window(strides, [0, 0], rates), extra
         if padding != "same":
-            raise ValueError(
-                f"{op}: padding must be integers, 'same' or 'valid', got {padding!r}"
-            )
+            raise ValueError(f"{op}: padding must be integers, 'same' or 'valid', got {padding!r}")
         if strides != [1, 1]:
             raise ValueError(f"{op}: padding 'same' must have stride 1, got {strides}")
         totals = [rates[i] * (kernel[i] - 1) for i in range(2)]
@@ -210,9 +206,7 @@ def check_activation(
 ) -> None:
     """Raises where an activation is unknown or its weight missing, superfluous or misshapen."""
     if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"{op}: activation must be None, 'relu' or 'prelu', got {activation!r}"
-        )
+        raise ValueError(f"{op}: activation must be None, 'relu' or 'prelu', got {activation!r}")
     if (slope is not None) != (activation == "prelu"):
         raise ValueError(
             f"{op}: activation_weight must be given for 'prelu' and only for it, "

@@ -259,9 +259,7 @@ def _dense_crf_fake(unary, q0, lattices, scales, costs, iterations, keep, want_k
 
 
 @torch.library.register_fake("segkern::_dense_crf_backward")
-def _dense_crf_backward_fake(
-    grad, unary, q0, q, history, lattices, scales, costs, iterations
-):
+def _dense_crf_backward_fake(grad, unary, q0, q, history, lattices, scales, costs, iterations):
     return (
         unary.new_empty(unary.shape),
         unary.new_empty((0,) if q0 is None else unary.shape),

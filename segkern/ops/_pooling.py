@@ -35,8 +35,7 @@ def format_of(op: str, indices: Tensor) -> str:
         if indices.dtype == dtype:
             return name
     raise ValueError(
-        f"{op}: indices must be uint8 (offset), int32 (packed) or int64 (flat), "
-        f"got {indices.dtype}"
+        f"{op}: indices must be uint8 (offset), int32 (packed) or int64 (flat), got {indices.dtype}"
     )
 
 
@@ -87,8 +86,7 @@ def check_indices_beside(op: str, indices: Tensor, features: Tensor) -> None:
         raise TypeError(f"{op}: indices must be a Tensor, got {type(indices).__name__}")
     if indices.device != features.device:
         raise ValueError(
-            f"{op}: indices must be on the device of input, {features.device}, "
-            f"got {indices.device}"
+            f"{op}: indices must be on the device of input, {features.device}, got {indices.device}"
         )
 
 

@@ -104,8 +104,8 @@ def dense_crf(
     which want a gradient. A term with such features is filtered apart from the others, which takes
     longer; no lattice is built again. Where it has more than 3 dimensions it is not continuous in
     them (:func:`permutohedral_filter`): learn with small steps. Deterministic, on the CPU for any
-    number of threads. On CUDA at most 256 labels, and nothing waits for the device: a call can be captured
-    in a CUDA graph. Kraehenbuehl and Koltun, arXiv:1210.5644.
+    number of threads. On CUDA at most 256 labels, and nothing waits for the device: a call can be
+    captured in a CUDA graph. Kraehenbuehl and Koltun, arXiv:1210.5644.
 
     Example:
         >>> import torch
@@ -155,9 +155,7 @@ def dense_crf(
     return (q, like(op, "unary", unary, kl)) if return_kl else q
 
 
-def _pixels(
-    op: str, image: Any, batch: int, size: Sequence[int], device: torch.device
-) -> Tensor:
+def _pixels(op: str, image: Any, batch: int, size: Sequence[int], device: torch.device) -> Tensor:
     """The image as (N or 1, C, *size) on `device`."""
     tensor = as_tensor(op, "image", image).to(device)
     pixels = tensor[None] if tensor.dim() == len(size) + 1 else tensor
@@ -273,9 +271,7 @@ def _cost(
     """weight * compatibility as the native operator wants it; Potts is minus the identity."""
     weight = _floats(op, "weight", options["weight"], device)
     if weight.dim() > 1 or (weight.dim() == 1 and weight.shape[0] != labels):
-        raise ValueError(
-            f"{op}: weight must be a number or ({labels},), got {tuple(weight.shape)}"
-        )
+        raise ValueError(f"{op}: weight must be a number or ({labels},), got {tuple(weight.shape)}")
     own = options.get("compatibility", compatibility)
     if isinstance(own, str):
         if own != "potts":

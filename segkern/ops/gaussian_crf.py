@@ -242,9 +242,7 @@ def _check_shapes(
 
 
 @torch.library.register_fake("segkern::gaussian_crf")
-def _gaussian_crf_fake(
-    unary, edges, pairwise, diagonal, tolerance, max_iterations, eta, check
-):
+def _gaussian_crf_fake(unary, edges, pairwise, diagonal, tolerance, max_iterations, eta, check):
     batch, labels = unary.shape[:2]
     systems = (labels + 1, 1, labels)[pairwise]
     counts = [unary.new_empty((batch, systems), dtype=torch.int32) for _ in range(2)]

@@ -52,8 +52,8 @@ def local_quadratic_filter(
 
     Differentiable once, in `input` and the two weights. Deterministic on every device. Under
     autocast it keeps the input's dtype. A NaN or an infinity in a plane or in the image may make
-    any result of that plane NaN. Liu et al., "Semantic Image Segmentation via Deep Parsing Network",
-    arXiv:1509.02634.
+    any result of that plane NaN. Liu et al., "Semantic Image Segmentation via Deep Parsing
+    Network", arXiv:1509.02634.
 
     Example:
         >>> import torch

@@ -184,9 +184,7 @@ def as_packed(op: str, name: str, masks: Tensor | PackedMasks) -> PackedMasks:
 
 def check_masks(op: str, masks: Tensor, threshold: float, name: str = "masks") -> None:
     if not isinstance(masks, Tensor):
-        raise TypeError(
-            f"{op}: {name} must be a Tensor or PackedMasks, got {type(masks).__name__}"
-        )
+        raise TypeError(f"{op}: {name} must be a Tensor or PackedMasks, got {type(masks).__name__}")
     if not (masks.is_floating_point() or masks.dtype in (torch.bool, torch.uint8)):
         raise TypeError(f"{op}: {name} must be bool, uint8 or floating, got {masks.dtype}")
     if masks.dim() != 3:

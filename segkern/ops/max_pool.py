@@ -149,8 +149,10 @@ def _max_pool_fake(input, kernel_size, stride, padding, dilation, ceil_mode, ind
     *lead, height, width = input.shape
     torch._check(
         all(2 * padding[i] <= kernel_size[i] for i in range(2)),
-        lambda: "max_pool2d_with_indices: padding must be at most half of kernel_size, "
-        f"got {padding} for {kernel_size}",
+        lambda: (
+            "max_pool2d_with_indices: padding must be at most half of kernel_size, "
+            f"got {padding} for {kernel_size}"
+        ),
     )
     out_h, out_w = (
         pooled_length(length, kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode)
@@ -176,7 +178,16 @@ def _max_pool_backward_fake(
 
 @torch.library.register_fake("segkern::convert_pool_indices")
 def _convert_fake(
-    indices, kernel_size, stride, padding, dilation, input_h, input_w, pooled_h, pooled_w, index_format
+    indices,
+    kernel_size,
+    stride,
+    padding,
+    dilation,
+    input_h,
+    input_w,
+    pooled_h,
+    pooled_w,
+    index_format,
 ):
     name = list(FORMATS)[index_format]
     size = [*indices.shape[:-2], pooled_h, index_columns(pooled_w, kernel_size, name)]

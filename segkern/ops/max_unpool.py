@@ -157,7 +157,9 @@ def _backward_max_unpool_backward(ctx, grad):
     (indices,) = ctx.saved_tensors
     # The transpose of a gather: the winners' scatter, or the sum over all windows.
     transpose = (
-        torch.ops.segkern.max_unpool2d if ctx.winners_only else torch.ops.segkern._max_pool2d_backward
+        torch.ops.segkern.max_unpool2d
+        if ctx.winners_only
+        else torch.ops.segkern._max_pool2d_backward
     )
     grad_grad = transpose.default(grad, indices, *ctx.window, *ctx.plane)
     return grad_grad, None, None, None, None, None, None, None, None

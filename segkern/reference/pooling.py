@@ -15,9 +15,7 @@ from segkern.ops._pooling import (
 )
 
 
-def _positions(
-    code: Tensor, window: tuple[list[int], ...], input_size: tuple[int, int]
-) -> Tensor:
+def _positions(code: Tensor, window: tuple[list[int], ...], input_size: tuple[int, int]) -> Tensor:
     """Plane index of each window's code; -1 where the code names no element of the plane."""
     kernel, stride, padding, dilation = window
     out_h, out_w = code.shape[-2:]

@@ -36,10 +36,7 @@ MASSES = ((12.243891, 16.873758), (0.656145, 0.591833))  # at pixels 0 and 16
 def image() -> torch.Tensor:
     """(3, H, W) float64, with whole numbers of 0 to 255."""
     values = [
-        [
-            [(37 * x + 71 * y + 29 * c * (x + 1)) % 256 for x in range(WIDTH)]
-            for y in range(HEIGHT)
-        ]
+        [[(37 * x + 71 * y + 29 * c * (x + 1)) % 256 for x in range(WIDTH)] for y in range(HEIGHT)]
         for c in range(3)
     ]
     return torch.tensor(values, dtype=torch.float64)

@@ -370,5 +370,3 @@ def test_fold_shared_norm_stays():
     nn.convert(model, fold=True)
     assert type(model.norm) is tnn.BatchNorm2d
     torch.testing.assert_close(model(x), expected)
-
-

@@ -19,8 +19,10 @@ def test_layer(pairwise, levels):
     ).double()
     generator = torch.Generator().manual_seed(0)
     features, unary = (
-        [torch.randn(1, c, *size, generator=generator).double().requires_grad_()
-         for c, size in zip(channels, sizes)]
+        [
+            torch.randn(1, c, *size, generator=generator).double().requires_grad_()
+            for c, size in zip(channels, sizes)
+        ]
         for channels in ([3, 2], [3, 3])
     )
     centre = torch.eye(3).double() - 0.5 if pairwise == "reduced" else torch.eye(3).double() / 10

@@ -88,13 +88,25 @@ def test_compositions_gradcheck(device):
 
     def separable(x, taps, square, vector):
         return ops.atrous_separable_conv2d(
-            x, taps, square, padding=2, dilation=2, depthwise_scale=vector,
-            depthwise_activation="relu", scale=vector, shift=vector,
+            x,
+            taps,
+            square,
+            padding=2,
+            dilation=2,
+            depthwise_scale=vector,
+            depthwise_activation="relu",
+            scale=vector,
+            shift=vector,
         )
 
     def esp(x, square, wide, slope, *branches):
         return ops.esp_block(
-            x, square, branches, scale=wide, shift=wide, activation="prelu",
+            x,
+            square,
+            branches,
+            scale=wide,
+            shift=wide,
+            activation="prelu",
             activation_weight=slope,
         )
 
@@ -171,7 +183,13 @@ class AllOperators(torch.nn.Module):
 
     def forward(self, x):
         x = ops.atrous_conv2d(
-            x, self.taps, padding=6, dilation=6, groups=8, scale=self.vector, activation="prelu",
+            x,
+            self.taps,
+            padding=6,
+            dilation=6,
+            groups=8,
+            scale=self.vector,
+            activation="prelu",
             activation_weight=self.vector,
         )
         x = ops.atrous_conv2d(x, self.dense, padding=12, dilation=12, residual=x)

@@ -121,9 +121,7 @@ def test_padding_modes(mode, device):
     conv = torch.nn.Conv2d(3, 4, 3, padding=2, dilation=2, padding_mode=mode, dtype=torch.float64)
     conv = conv.to(device)
     x = torch.randn(2, 3, 8, 9, dtype=torch.float64, device=device)
-    result = ops.atrous_conv2d(
-        x, conv.weight, conv.bias, padding=2, dilation=2, padding_mode=mode
-    )
+    result = ops.atrous_conv2d(x, conv.weight, conv.bias, padding=2, dilation=2, padding_mode=mode)
     assert_close(result, conv(x), torch.float64)
 
 
@@ -199,8 +197,7 @@ def test_esp(dtype, layout, device):
             depth = width if reduced else inputs
             widths = [first] + [width] * (branches - 1)
             weights = [
-                (torch.randn(wide, depth, kernel, kernel) / 10).to(device, dtype)
-                for wide in widths
+                (torch.randn(wide, depth, kernel, kernel) / 10).to(device, dtype) for wide in widths
             ]
             channels = first + (branches - 1) * width
             residual = torch.randn(2, channels, *plane).to(device, dtype)
@@ -261,9 +258,14 @@ def test_aspp(layout, device):
     expected = affine(F.conv2d(torch.cat(outputs, 1), projection), scale, shift)
     result = ops.aspp(x, pyramid, projection, scale=scale, shift=shift, activation=None)
     assert_close(result, expected, torch.float64)
-    assert result.stride() == expected.contiguous(
-        memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    ).stride()
+    assert (
+        result.stride()
+        == expected.contiguous(
+            memory_format=torch.channels_last
+            if layout == "channels_last"
+            else torch.contiguous_format
+        ).stride()
+    )
     with_relu = ops.aspp(x, pyramid[::-1], rotate(projection, pyramid), scale=scale, shift=shift)
     assert_close(with_relu, expected.relu(), torch.float64)
 

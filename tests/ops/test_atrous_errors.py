@@ -15,6 +15,7 @@ W = torch.zeros(4, 4, 3, 3)
 TAPS = torch.zeros(4, 1, 3, 3)
 SQUARE = torch.zeros(4, 4, 1, 1)
 V = torch.zeros(4)
+BRANCH = ops.Branch(W)
 
 
 def conv(x=X, weight=W, **given):
@@ -29,7 +30,7 @@ def esp(x=X, reduce=SQUARE, branches=(W,), **given):
     return lambda: ops.esp_block(x, reduce, branches, **given)
 
 
-def pyramid(x=X, branches=(ops.Branch(W),), projection=SQUARE, **given):
+def pyramid(x=X, branches=(BRANCH,), projection=SQUARE, **given):
     return lambda: ops.aspp(x, branches, projection, **given)
 
 

@@ -29,8 +29,12 @@ def inputs(batch: int = 2):
 
 @pytest.mark.parametrize(
     ("shape", "widths"),
-    [((2, 3, 70), (1.5,)), ((1, 2, 33, 65), (3.0, 0.7)), ((1, 1, 500, 9), (2.0, 90.0)),
-     ((1, 2, 4, 5, 6), (1.0, 2.0, 3.0))],
+    [
+        ((2, 3, 70), (1.5,)),
+        ((1, 2, 33, 65), (3.0, 0.7)),
+        ((1, 1, 500, 9), (2.0, 90.0)),
+        ((1, 2, 4, 5, 6), (1.0, 2.0, 3.0)),
+    ],
 )
 def test_separable_gaussian_and_its_gradients(cuda, shape, widths):
     values = torch.rand(shape, generator=torch.Generator().manual_seed(0))

@@ -143,9 +143,7 @@ def test_free_features_of_many_dimensions(dims):
 def test_image_dtypes(dtype):
     unary, image = inputs()
     wanted = wanted_crf(unary, image)
-    q = ops.dense_crf(
-        unary, image.to(dtype), gaussian=GAUSSIAN, bilateral=BILATERAL, iterations=5
-    )
+    q = ops.dense_crf(unary, image.to(dtype), gaussian=GAUSSIAN, bilateral=BILATERAL, iterations=5)
     torch.testing.assert_close(q.double(), wanted, atol=3e-6, rtol=0)
 
 
@@ -180,8 +178,11 @@ def test_widths_that_are_tensors():
 
 WRONG = [
     ({"gaussian": {"sxy": torch.tensor(0.0), "weight": 1.0}}, ValueError, "sxy must be positive"),
-    ({"gaussian": {"sxy": torch.tensor([1.0, math.nan]), "weight": 1.0}}, ValueError,
-     "sxy must be positive"),
+    (
+        {"gaussian": {"sxy": torch.tensor([1.0, math.nan]), "weight": 1.0}},
+        ValueError,
+        "sxy must be positive",
+    ),
     ({"gaussian": {"sxy": torch.ones(3), "weight": 1.0}}, ValueError, "sxy must be positive"),
     ({"gaussian": {"sxy": -3.0, "weight": 1.0, "exact": True}}, ValueError, "sxy must be"),
     ({"gaussian": {"sxy": "3", "weight": 1.0}}, TypeError, "sxy must be"),
@@ -202,13 +203,22 @@ WRONG = [
     ({"unary": torch.zeros(1, 1, 1, 1, 9, 11)}, ValueError, "unary must be"),
     ({"q0": torch.zeros(1, 2, 9, 11)}, ValueError, "q0 must be"),
     ({"iterations": True}, ValueError, "iterations must be"),
-    ({"extra_terms": [{"features": torch.zeros(98, 2), "weight": 1.0}]}, ValueError,
-     r"extra_terms\[0\] features must be"),
-    ({"extra_terms": [{"features": torch.zeros(2, 99, 2), "weight": 1.0}]}, ValueError,
-     r"extra_terms\[0\] features must be"),
+    (
+        {"extra_terms": [{"features": torch.zeros(98, 2), "weight": 1.0}]},
+        ValueError,
+        r"extra_terms\[0\] features must be",
+    ),
+    (
+        {"extra_terms": [{"features": torch.zeros(2, 99, 2), "weight": 1.0}]},
+        ValueError,
+        r"extra_terms\[0\] features must be",
+    ),
     ({"extra_terms": [{"features": torch.zeros(99, 17), "weight": 1.0}]}, ValueError, "d <= 16"),
-    ({"extra_terms": [{"features": torch.zeros(99, 2).int(), "weight": 1.0}]}, TypeError,
-     "features must be floating"),
+    (
+        {"extra_terms": [{"features": torch.zeros(99, 2).int(), "weight": 1.0}]},
+        TypeError,
+        "features must be floating",
+    ),
     ({"extra_terms": [{"features": [1.0], "weight": 1.0}]}, TypeError, "features must be a Tensor"),
 ]
 
@@ -244,7 +254,11 @@ def test_lattice_of_an_image():
     assert torch.equal(lattice.vertex, wanted.vertex)
     assert torch.equal(lattice.weight, wanted.weight)
     assert ops.permutohedral_build(image=np.zeros((3, 4, 5)), sxy=1.0).vertex.shape == (1, 20, 3)
-    for wrong in ({}, {"features": torch.rand(3, 2), "image": image, "sxy": 1.0},
-                  {"features": torch.rand(3, 2), "sxy": 1.0}, {"image": image}):
+    for wrong in (
+        {},
+        {"features": torch.rand(3, 2), "image": image, "sxy": 1.0},
+        {"features": torch.rand(3, 2), "sxy": 1.0},
+        {"image": image},
+    ):
         with pytest.raises(TypeError, match="permutohedral_build: .* must be given"):
             ops.permutohedral_build(**wrong)

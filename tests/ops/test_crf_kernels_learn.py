@@ -179,8 +179,9 @@ def test_exact_gaussian(mode):
         objective = reference.kl_divergence(*rows, [(kernel, cost)], mode=mode)
         torch.testing.assert_close(kl[item], objective, atol=1e-4, rtol=1e-6)
     if mode == "symmetric":
-        lattice = ops.dense_crf(unary, gaussian={"sxy": (2.0, 1.5), "weight": weight},
-                                bilateral=None, iterations=5)
+        lattice = ops.dense_crf(
+            unary, gaussian={"sxy": (2.0, 1.5), "weight": weight}, bilateral=None, iterations=5
+        )
         difference = float((lattice - q).abs().max())
         assert 1e-4 < difference < 0.1  # another model, but near
 
@@ -227,8 +228,13 @@ def test_start_is_neither_changed_nor_returned():
     unary, _ = inputs()
     start = torch.softmax(unary, 1)
     kept = start.clone()
-    q = ops.dense_crf(unary, gaussian={"sxy": 2.0, "weight": 1.0, "exact": True}, bilateral=None,
-                      q0=start, iterations=0)
+    q = ops.dense_crf(
+        unary,
+        gaussian={"sxy": 2.0, "weight": 1.0, "exact": True},
+        bilateral=None,
+        q0=start,
+        iterations=0,
+    )
     q.zero_()
     assert torch.equal(start, kept)
 
@@ -255,13 +261,19 @@ def test_same_bits_on_any_number_of_threads_and_for_a_batch():
     torch.testing.assert_close(*grads, rtol=1e-5, atol=0)
     for item in (0, 7, 15):
         alone = ops.dense_crf(
-            unary[item], image[item], gaussian=gaussian,
-            bilateral={"sxy": 20.0, "srgb": 30.0, "weight": 2.0}, iterations=2,
+            unary[item],
+            image[item],
+            gaussian=gaussian,
+            bilateral={"sxy": 20.0, "srgb": 30.0, "weight": 2.0},
+            iterations=2,
         )
         with torch.no_grad():
             together = ops.dense_crf(
-                unary, image, gaussian=gaussian,
-                bilateral={"sxy": 20.0, "srgb": 30.0, "weight": 2.0}, iterations=2,
+                unary,
+                image,
+                gaussian=gaussian,
+                bilateral={"sxy": 20.0, "srgb": 30.0, "weight": 2.0},
+                iterations=2,
             )[item]
         assert torch.equal(alone, together)
 

@@ -238,8 +238,17 @@ def test_opcheck():
     q, history, _ = forward(unary, start, lattice, scales, [cost], 2, True, False)
     torch.library.opcheck(
         torch.ops.segkern._dense_crf_backward.default,
-        (q.detach(), unary.detach(), start, q.detach(), history, lattice, scales,
-         [cost.detach()], 2),
+        (
+            q.detach(),
+            unary.detach(),
+            start,
+            q.detach(),
+            history,
+            lattice,
+            scales,
+            [cost.detach()],
+            2,
+        ),
     )
 
 

@@ -53,16 +53,18 @@ def in_order(horizontal, vertical, across):
 
 def dense(unary, edges, sizes, pairwise, diagonal=10.0):
     """(N, L, P) float64, item by item."""
-    return torch.stack([
-        reference.gaussian_crf(
-            torch.cat([level[n].double().flatten(1) for level in unary], 1).cpu(),
-            [edge[n].double().cpu() for edge in edges],
-            sizes,
-            pairwise=pairwise,
-            diagonal=diagonal,
-        )
-        for n in range(unary[0].shape[0])
-    ])
+    return torch.stack(
+        [
+            reference.gaussian_crf(
+                torch.cat([level[n].double().flatten(1) for level in unary], 1).cpu(),
+                [edge[n].double().cpu() for edge in edges],
+                sizes,
+                pairwise=pairwise,
+                diagonal=diagonal,
+            )
+            for n in range(unary[0].shape[0])
+        ]
+    )
 
 
 def flat(levels):
@@ -74,8 +76,9 @@ def flat(levels):
 def test_values_and_gradients(name, pairwise, device):
     """The solution, and the gradients in everything that autograd finds through the dense solve."""
     sizes = PYRAMIDS[name]
-    leaves = [[t.to(device).requires_grad_() for t in part]
-              for part in inputs(sizes, pairwise=pairwise)]
+    leaves = [
+        [t.to(device).requires_grad_() for t in part] for part in inputs(sizes, pairwise=pairwise)
+    ]
     unary, edges = leaves[0], in_order(*leaves[1:])
     result = flat(ops.gaussian_crf(*leaves, pairwise=pairwise, tolerance=1e-14))
     wanted = dense(unary, edges, sizes, pairwise)
@@ -187,8 +190,10 @@ def test_relative_residual_is_that_of_the_whole_system():
 
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_items_do_not_know_of_each_other(pairwise, device):
-    leaves = [[t.to(device).requires_grad_() for t in part]
-              for part in inputs([(9, 8), (4, 4)], 4, pairwise, 3, torch.float32)]
+    leaves = [
+        [t.to(device).requires_grad_() for t in part]
+        for part in inputs([(9, 8), (4, 4)], 4, pairwise, 3, torch.float32)
+    ]
     together = ops.gaussian_crf(*leaves, pairwise=pairwise)
     grads = torch.autograd.grad(
         sum(t.square().sum() for t in together), [t for part in leaves for t in part]
@@ -234,8 +239,11 @@ def indefinite(pairwise, device="cpu"):
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_not_positive_definite(pairwise, device):
     parts = indefinite(pairwise, device)
-    with pytest.raises(RuntimeError, match="gaussian_crf: the matrix of item 1 must be positive "
-                       r"definite, .*raise diagonal \(now 10\): more than \d+ times"):
+    with pytest.raises(
+        RuntimeError,
+        match="gaussian_crf: the matrix of item 1 must be positive "
+        r"definite, .*raise diagonal \(now 10\): more than \d+ times",
+    ):
         ops.gaussian_crf(*parts, pairwise=pairwise, check=True)
     x, report = ops.gaussian_crf(*parts, pairwise=pairwise, check=False, return_report=True)
     assert bool(x[0][1].isnan().all())

@@ -39,9 +39,7 @@ def oracle(masks, labels, scores, linear, sigma, pre, areas=None):
         union = sizes[i].item() + sizes[j].item() - shared[i][j]
         return shared[i][j] / union if shared[i][j] > 0 else 0.0
 
-    worst = {
-        j: max((u(i, j) for i in order[:n]), default=0.0) for n, j in enumerate(order)
-    }
+    worst = {j: max((u(i, j) for i in order[:n]), default=0.0) for n, j in enumerate(order)}
     result = {}
     for n, j in enumerate(order):
         ratios = [1.0]

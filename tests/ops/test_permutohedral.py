@@ -24,9 +24,7 @@ def assert_same_lattice(lattice: ops.Lattice, features: torch.Tensor) -> None:
         assert count == wanted.keys.shape[0]
         assert torch.equal(lattice.vertex[item].long(), wanted.vertex)
         assert torch.equal(lattice.neighbours[item, :, :count].long(), wanted.neighbours)
-        torch.testing.assert_close(
-            lattice.weight[item].double(), wanted.weight, atol=6e-8, rtol=0
-        )
+        torch.testing.assert_close(lattice.weight[item].double(), wanted.weight, atol=6e-8, rtol=0)
         offsets = lattice.offsets[item, : count + 1]
         assert offsets[0] == 0
         assert bool((offsets[1:] > offsets[:-1]).all())
@@ -196,9 +194,7 @@ def test_opcheck_with_features():
         LATTICE_OPS.permutohedral_filter.default, (values, features, lattice, True)
     )
     given = [t.detach() for t in (torch.rand(2, 3, 24), values, features)]
-    torch.library.opcheck(
-        LATTICE_OPS._permutohedral_feature_grad.default, (*given, lattice, False)
-    )
+    torch.library.opcheck(LATTICE_OPS._permutohedral_feature_grad.default, (*given, lattice, False))
 
 
 def test_compiles_in_one_graph():
@@ -259,27 +255,55 @@ def test_same_bits_over_twenty_runs():
         (lambda: ops.permutohedral_build(torch.zeros(3, 2).long()), TypeError, "floating"),
         (lambda: ops.permutohedral_build(torch.zeros(3)), ValueError, "features must be"),
         (lambda: ops.permutohedral_build(torch.zeros(3, 17)), ValueError, "d <= 16"),
-        (lambda: ops.permutohedral_build(torch.tensor([[0.0], [float("nan")]])), RuntimeError,
-         "features must be finite"),
-        (lambda: ops.permutohedral_build(torch.tensor([[0.0, float("inf")]])), RuntimeError,
-         "features must be finite"),
-        (lambda: ops.permutohedral_build(torch.tensor([[0.0], [1e30]])), RuntimeError,
-         "fewer lattice cells"),
-        (lambda: ops.permutohedral_build(1e6 * torch.rand(9, 8)), RuntimeError,
-         "fewer lattice cells"),
-        (lambda: ops.permutohedral_filter(torch.rand(1, 2, 4), a_lattice(), features=3), TypeError,
-         "features must be a Tensor"),
-        (lambda: ops.permutohedral_filter(torch.rand(1, 2, 4), a_lattice(),
-                                          features=torch.rand(4, 3)), ValueError,
-         "features must be"),
+        (
+            lambda: ops.permutohedral_build(torch.tensor([[0.0], [float("nan")]])),
+            RuntimeError,
+            "features must be finite",
+        ),
+        (
+            lambda: ops.permutohedral_build(torch.tensor([[0.0, float("inf")]])),
+            RuntimeError,
+            "features must be finite",
+        ),
+        (
+            lambda: ops.permutohedral_build(torch.tensor([[0.0], [1e30]])),
+            RuntimeError,
+            "fewer lattice cells",
+        ),
+        (
+            lambda: ops.permutohedral_build(1e6 * torch.rand(9, 8)),
+            RuntimeError,
+            "fewer lattice cells",
+        ),
+        (
+            lambda: ops.permutohedral_filter(torch.rand(1, 2, 4), a_lattice(), features=3),
+            TypeError,
+            "features must be a Tensor",
+        ),
+        (
+            lambda: ops.permutohedral_filter(
+                torch.rand(1, 2, 4), a_lattice(), features=torch.rand(4, 3)
+            ),
+            ValueError,
+            "features must be",
+        ),
         (lambda: ops.permutohedral_filter("x", a_lattice()), TypeError, "values must be a Tensor"),
         (lambda: ops.permutohedral_filter(torch.rand(1, 2, 3), None), TypeError, "lattice must be"),
-        (lambda: ops.permutohedral_filter(torch.rand(1, 2, 5), a_lattice()), ValueError,
-         "values must be"),
-        (lambda: ops.permutohedral_filter(torch.ones(1, 2, 4).int(), a_lattice()), TypeError,
-         "values must be floating"),
-        (lambda: ops.permutohedral_filter(torch.rand(3, 2, 4), a_lattice(2)), RuntimeError,
-         "lattice must hold"),
+        (
+            lambda: ops.permutohedral_filter(torch.rand(1, 2, 5), a_lattice()),
+            ValueError,
+            "values must be",
+        ),
+        (
+            lambda: ops.permutohedral_filter(torch.ones(1, 2, 4).int(), a_lattice()),
+            TypeError,
+            "values must be floating",
+        ),
+        (
+            lambda: ops.permutohedral_filter(torch.rand(3, 2, 4), a_lattice(2)),
+            RuntimeError,
+            "lattice must hold",
+        ),
     ],
 )
 def test_wrong_arguments(call, error, message):

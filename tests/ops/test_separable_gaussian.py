@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segkern import ops
-from segkern import reference
+from segkern import ops, reference
 
 SHAPES = [
     ((2, 3, 7), (1.5,)),

@@ -1,49 +1,28 @@
 // Python module simt_deep_parsing: the local filter, block minima and mean field passes, through
 // the same choice of kernel and grid as on the device (csrc/*/..._launch.cuh). Half types travel as
 // the bits that simt/numpy.h says.
-#include <pybind11/stl.h>
-
 #include <array>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "block_min/block_min_launch.cuh"
+#include "launcher.h"
 #include "local_filter/local_filter_launch.cuh"
-#include "simt/numpy.h"
 
-namespace py = pybind11;
 using segkern::BlockMinParams;
 using segkern::Element;
 using segkern::LocalFilterParams;
+using simt::Array;
 using simt::DeviceBuffer;
+using simt::element_named;
+using simt::Launcher;
 
 namespace {
 
-struct SimtLauncher {
-  static inline int64_t int32_limit = INT32_MAX;  // set_int32_limit: reach the 64-bit kernels
-
-  template <typename... Params, typename... Args>
-  void operator()(void (*kernel)(Params...), int64_t threads, Args... args) const {
-    if (threads <= 0) {
-      return;
-    }
-    const int64_t blocks = (threads + segkern::kBlockThreads - 1) / segkern::kBlockThreads;
-    simt::launch(kernel, static_cast<unsigned>(blocks), segkern::kBlockThreads, 0, args...);
-  }
-};
-
-Element element_named(const std::string& name) {
-  return name == "float64"    ? Element::kFloat64
-         : name == "float32"  ? Element::kFloat32
-         : name == "float16"  ? Element::kFloat16
-         : name == "bfloat16" ? Element::kBFloat16
-                              : throw std::invalid_argument("no element type is called " + name);
-}
-
 // values, image and weights as the operator has them.
-LocalFilterParams filter_params(const std::string& dtype, const py::array& values,
-                                const py::array& image, std::array<int64_t, 2> kernel) {
+LocalFilterParams filter_params(const std::string& dtype, const Array& values,
+                                const Array& image, std::array<int64_t, 2> kernel) {
   LocalFilterParams p{};
   p.element = element_named(dtype);
   p.planes = values.shape(0) * values.shape(1);
@@ -58,8 +37,8 @@ LocalFilterParams filter_params(const std::string& dtype, const py::array& value
   return p;
 }
 
-void filter_fwd(const std::string& dtype, py::array values, py::array image, py::array weights,
-                std::array<int64_t, 2> kernel, bool multiply, py::array out) {
+void filter_fwd(const std::string& dtype, Array values, Array image, Array weights,
+                std::array<int64_t, 2> kernel, bool multiply, Array out) {
   DeviceBuffer q(values), colours(image), w(weights), result(out);
   LocalFilterParams p = filter_params(dtype, values, image, kernel);
   p.values = q.as();
@@ -67,14 +46,14 @@ void filter_fwd(const std::string& dtype, py::array values, py::array image, py:
   p.weights = w.as<double>();
   p.outer = multiply ? q.as() : nullptr;
   p.out = result.as();
-  segkern::local_filter(p, SimtLauncher{});
+  segkern::local_filter(p, Launcher{});
   result.copy_back();
 }
 
 // As the host of the operator's backward: `through` is a workspace like image's type, or empty.
-void filter_bwd(const std::string& dtype, py::array grad, py::array values, py::array image,
-                py::array weights, std::array<int64_t, 2> kernel, py::array through,
-                py::array grad_values, py::array grad_weights) {
+void filter_bwd(const std::string& dtype, Array grad, Array values, Array image,
+                Array weights, std::array<int64_t, 2> kernel, Array through,
+                Array grad_values, Array grad_weights) {
   DeviceBuffer g(grad), q(values), colours(image), w(weights), between(through),
       result(grad_values), sums(grad_weights);
   LocalFilterParams p = filter_params(dtype, values, image, kernel);
@@ -86,7 +65,7 @@ void filter_bwd(const std::string& dtype, py::array grad, py::array values, py::
     p.outer = g.as();
     p.out = between.as();
     p.wide = true;
-    segkern::local_filter(p, SimtLauncher{});
+    segkern::local_filter(p, Launcher{});
   }
   p = segkern::mirrored(p);
   p.wide = false;
@@ -99,14 +78,14 @@ void filter_bwd(const std::string& dtype, py::array grad, py::array values, py::
   const int64_t parts = segkern::local_filter_blocks(p);
   std::vector<double> partial(static_cast<std::size_t>(2 * parts));
   p.partial = partial.data();
-  segkern::local_filter(p, SimtLauncher{});
-  segkern::local_filter_sums(p.partial, parts, sums.as<double>(), SimtLauncher{});
+  segkern::local_filter(p, Launcher{});
+  segkern::local_filter_sums(p.partial, parts, sums.as<double>(), Launcher{});
   result.copy_back();
   sums.copy_back();
 }
 
 // Shapes are in memory order: (N, C, H * W), or (N, H * W, C) with channels_last.
-BlockMinParams block_params(const std::string& dtype, const py::array& narrow, int64_t block,
+BlockMinParams block_params(const std::string& dtype, const Array& narrow, int64_t block,
                             bool channels_last, bool log) {
   BlockMinParams p{};
   p.element = element_named(dtype);
@@ -119,45 +98,45 @@ BlockMinParams block_params(const std::string& dtype, const py::array& narrow, i
   return p;
 }
 
-void block_min(const std::string& dtype, int64_t block, bool channels_last, py::array in,
-               py::array out, py::array codes) {
+void block_min(const std::string& dtype, int64_t block, bool channels_last, Array in,
+               Array out, Array codes) {
   DeviceBuffer from(in), result(out), indices(codes);
   BlockMinParams p = block_params(dtype, out, block, channels_last, false);
   p.wide_in = from.as();
   p.out = result.as();
   p.codes = indices.as<uint8_t>();
-  segkern::block_min_fwd(p, SimtLauncher{});
+  segkern::block_min_fwd(p, Launcher{});
   result.copy_back();
   indices.copy_back();
 }
 
-void block_min_bwd(const std::string& dtype, int64_t block, bool channels_last, py::array grad,
-                   py::array codes, py::array grad_in) {
+void block_min_bwd(const std::string& dtype, int64_t block, bool channels_last, Array grad,
+                   Array codes, Array grad_in) {
   DeviceBuffer from(grad), indices(codes), result(grad_in);
   BlockMinParams p = block_params(dtype, grad, block, channels_last, false);
   p.grad = from.as();
   p.codes = indices.as<uint8_t>();
   p.wide_out = result.as();
-  segkern::block_min_bwd(p, SimtLauncher{});
+  segkern::block_min_bwd(p, Launcher{});
   result.copy_back();
 }
 
 void mean_field(const std::string& dtype, int64_t block, bool channels_last, bool log,
-                py::array unary, py::array penalty, py::array out, py::array codes) {
+                Array unary, Array penalty, Array out, Array codes) {
   DeviceBuffer logits(unary), costs(penalty), result(out), indices(codes);
   BlockMinParams p = block_params(dtype, unary, block, channels_last, log);
   p.unary = logits.as();
   p.wide_in = costs.as();
   p.out = result.as();
   p.codes = indices.as<uint8_t>();
-  segkern::mean_field_pass_fwd(p, SimtLauncher{});
+  segkern::mean_field_pass_fwd(p, Launcher{});
   result.copy_back();
   indices.copy_back();
 }
 
 void mean_field_bwd(const std::string& dtype, int64_t block, bool channels_last, bool log,
-                    py::array grad, py::array output, py::array codes, py::array grad_unary,
-                    py::array grad_penalty) {
+                    Array grad, Array output, Array codes, Array grad_unary,
+                    Array grad_penalty) {
   DeviceBuffer g(grad), marginals(output), indices(codes), narrow(grad_unary), wide(grad_penalty);
   BlockMinParams p = block_params(dtype, grad, block, channels_last, log);
   p.grad = g.as();
@@ -165,20 +144,19 @@ void mean_field_bwd(const std::string& dtype, int64_t block, bool channels_last,
   p.codes = indices.as<uint8_t>();
   p.out = narrow.as();
   p.wide_out = wide.as();
-  segkern::mean_field_pass_bwd(p, SimtLauncher{});
+  segkern::mean_field_pass_bwd(p, Launcher{});
   narrow.copy_back();
   wide.copy_back();
 }
 
 }  // namespace
 
-PYBIND11_MODULE(simt_deep_parsing, m) {
-  simt::bind_schedule(m);
+SIMT_MODULE(simt_deep_parsing, m) {
   m.def("filter_fwd", &filter_fwd);
   m.def("filter_bwd", &filter_bwd);
   m.def("block_min", &block_min);
   m.def("block_min_bwd", &block_min_bwd);
   m.def("mean_field", &mean_field);
   m.def("mean_field_bwd", &mean_field_bwd);
-  m.def("set_int32_limit", [](int64_t threads) { SimtLauncher::int32_limit = threads; });
+  simt::bind_int32_limit(m);
 }

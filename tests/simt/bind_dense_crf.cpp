@@ -1,19 +1,17 @@
 // Python module simt_dense_crf: whole mean field inferences, their objective and their gradients.
-#include <pybind11/stl.h>
-
 #include <list>
 #include <vector>
 
 #include "dense_crf/mean_field_run.cuh"
 #include "lattice_memory.h"
 
-namespace py = pybind11;
+using simt::Array;
 using simt::DeviceBuffer;
 using simt::Launcher;
 
 namespace {
 
-using Term = std::vector<py::array>;  // features (items, points, d), before, after, cost
+using Term = std::vector<Array>;  // features (items, points, d), before, after, cost
 
 // The buffers of an inference, as the CUDA host code allocates them.
 struct Inference {
@@ -24,13 +22,13 @@ struct Inference {
   simt::Memory<double> doubles;
   segkern::CrfBuffers crf{};
 
-  const float* in(const py::array& array) {
+  const float* in(const Array& array) {
     arrays.emplace_back(array);
     return arrays.back().as<float>();
   }
   float* rows() { return floats.take(crf.rows.batch * crf.rows.points * crf.rows.stride); }
 
-  Inference(const py::array& unary, const py::array& q0, const std::vector<Term>& terms,
+  Inference(const Array& unary, const Array& q0, const std::vector<Term>& terms,
             int64_t iterations, bool keep) {
     const int64_t labels = unary.shape(1);
     crf.rows = {unary.shape(0), labels, unary.shape(2), segkern::row_stride(labels)};
@@ -60,8 +58,8 @@ struct Inference {
 };
 
 // unary, q0 (or no elements) and q (batch, labels, points); kl (batch,) or no elements.
-void forward(py::array unary, py::array q0, std::vector<Term> terms, int iterations, bool keep,
-             py::array q, py::array kl) {
+void forward(Array unary, Array q0, std::vector<Term> terms, int iterations, bool keep,
+             Array q, Array kl) {
   Inference run(unary, q0, terms, iterations, keep);
   DeviceBuffer out(q), objective(kl);
   const Launcher launch;
@@ -78,9 +76,9 @@ void forward(py::array unary, py::array q0, std::vector<Term> terms, int iterati
 
 // grad and q like unary. The marginals before each update are made again, as with
 // memory="recompute".
-void backward(py::array grad, py::array unary, py::array q0, py::array q, std::vector<Term> terms,
-              int iterations, py::array grad_unary, py::array grad_q0,
-              std::vector<py::array> grad_costs) {
+void backward(Array grad, Array unary, Array q0, Array q, std::vector<Term> terms,
+              int iterations, Array grad_unary, Array grad_q0,
+              std::vector<Array> grad_costs) {
   Inference run(unary, q0, terms, iterations, true);
   const segkern::CrfRows& rows = run.crf.rows;
   DeviceBuffer to_unary(grad_unary), to_q0(grad_q0);
@@ -115,8 +113,7 @@ void backward(py::array grad, py::array unary, py::array q0, py::array q, std::v
 
 }  // namespace
 
-PYBIND11_MODULE(simt_dense_crf, m) {
-  simt::bind_schedule(m);
+SIMT_MODULE(simt_dense_crf, m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
 }

@@ -1,7 +1,6 @@
 // Python module simt_gaussian_crf: conjugate gradients, label mixing and edge gradients, through
 // the same choice of kernel and grid as on the device (csrc/gaussian_crf/gaussian_crf_launch.cuh).
-#include <pybind11/stl.h>
-
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <deque>
@@ -9,26 +8,16 @@
 #include <vector>
 
 #include "gaussian_crf/gaussian_crf_launch.cuh"
-#include "simt/numpy.h"
+#include "launcher.h"
 
-namespace py = pybind11;
 using namespace segkern;
+using simt::Array;
 using simt::DeviceBuffer;
+using simt::Launcher;
 
 namespace {
 
-struct SimtLauncher {
-  template <typename... Params, typename... Args>
-  void operator()(void (*kernel)(Params...), int64_t threads, Args... args) const {
-    if (threads <= 0) {
-      return;
-    }
-    const int64_t blocks = (threads + kBlockThreads - 1) / kBlockThreads;
-    simt::launch(kernel, static_cast<unsigned>(blocks), kBlockThreads, 0, args...);
-  }
-};
-
-Element element_of(const py::array& array) {
+Element element_of(const Array& array) {
   return array.itemsize() == 8 ? Element::kFloat64 : Element::kFloat32;
 }
 
@@ -37,30 +26,30 @@ struct Graph {
   std::deque<DeviceBuffer> buffers;
   CrfGraph graph{};
 
-  Graph(const std::vector<std::pair<int, int>>& sizes, const std::vector<py::array>& edges,
+  Graph(const std::vector<std::array<int, 2>>& sizes, const std::vector<Array>& edges,
         int width) {
     graph.levels = static_cast<int32_t>(sizes.size());
     graph.width = width;
-    for (const py::array& edge : edges) {
+    for (const Array& edge : edges) {
       buffers.emplace_back(edge);
     }
     for (std::size_t i = 0; i < sizes.size(); ++i) {
       const auto at = [&](std::size_t e) -> const void* {
         return e < buffers.size() ? buffers[e].as() : nullptr;
       };
-      graph.level[i] = {sizes[i].first, sizes[i].second, graph.nodes,
+      graph.level[i] = {sizes[i][0], sizes[i][1], graph.nodes,
                         at(3 * i),      at(3 * i + 1),   at(3 * i + 2)};
-      graph.nodes += sizes[i].first * sizes[i].second;
+      graph.nodes += sizes[i][0] * sizes[i][1];
     }
   }
 };
 
 // rhs and x (items, systems, unknowns), numbers (diagonal, first scale, other scales, tolerance);
 // iterations, first and second state (items, systems). `many` launches, of `per_thread` unknowns.
-void solve(const std::vector<std::pair<int, int>>& sizes, const std::vector<py::array>& edges,
-           int width, py::array rhs, const std::vector<double>& numbers, int max_iterations,
-           bool many, int per_thread, py::array x, py::array iterations, py::array first,
-           py::array second) {
+void solve(const std::vector<std::array<int, 2>>& sizes, const std::vector<Array>& edges,
+           int width, Array rhs, const std::vector<double>& numbers, int max_iterations,
+           bool many, int per_thread, Array x, Array iterations, Array first,
+           Array second) {
   const Graph graph(sizes, edges, width);
   DeviceBuffer b(rhs), out(x), counts(iterations), one(first), two(second);
   CrfSolveParams p{};
@@ -96,7 +85,7 @@ void solve(const std::vector<std::pair<int, int>>& sizes, const std::vector<py::
   } else if (!p.fits_block()) {
     throw std::invalid_argument("a block cannot hold this system");
   }
-  crf_solve(p, SimtLauncher{});
+  crf_solve(p, Launcher{});
   out.copy_back();
   counts.copy_back();
   one.copy_back();
@@ -105,8 +94,8 @@ void solve(const std::vector<std::pair<int, int>>& sizes, const std::vector<py::
 
 // kind: "none", "split", "centre" or "join"; states (items, systems) of what the two kernels found
 // and of the result, or empty.
-void mix(const std::string& kind, py::array from, py::array to, int labels, py::array first,
-         py::array second, py::array states) {
+void mix(const std::string& kind, Array from, Array to, int labels, Array first,
+         Array second, Array states) {
   DeviceBuffer in(from), out(to), one(first), two(second), found(states);
   LabelMixParams p{};
   p.element = element_of(from);
@@ -123,14 +112,14 @@ void mix(const std::string& kind, py::array from, py::array to, int labels, py::
   p.first_state = one.as<int32_t>();
   p.second_state = two.as<int32_t>();
   p.states = found.as<int32_t>();
-  crf_mix(p, SimtLauncher{});
+  crf_mix(p, Launcher{});
   out.copy_back();
   found.copy_back();
 }
 
 // pairwise, set: numbers of Pairwise and EdgeSet. x and y (items, labels, nodes).
-void edge_gradient(const std::vector<std::pair<int, int>>& sizes, int pairwise, int level, int set,
-                   double factor, py::array x, py::array y, py::array gradient) {
+void edge_gradient(const std::vector<std::array<int, 2>>& sizes, int pairwise, int level, int set,
+                   double factor, Array x, Array y, Array gradient) {
   const Graph graph(sizes, {}, 1);
   DeviceBuffer xs(x), ys(y), out(gradient);
   EdgeGradientParams p{};
@@ -145,14 +134,13 @@ void edge_gradient(const std::vector<std::pair<int, int>>& sizes, int pairwise, 
   p.x = xs.as();
   p.y = ys.as();
   p.gradient = out.as();
-  crf_edge_gradient(p, SimtLauncher{});
+  crf_edge_gradient(p, Launcher{});
   out.copy_back();
 }
 
 }  // namespace
 
-PYBIND11_MODULE(simt_gaussian_crf, m) {
-  simt::bind_schedule(m);
+SIMT_MODULE(simt_gaussian_crf, m) {
   m.def("solve", &solve);
   m.def("mix", &mix);
   m.def("edge_gradient", &edge_gradient);

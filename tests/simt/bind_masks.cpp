@@ -1,44 +1,23 @@
 // Python module simt_masks: packed masks, Matrix NMS and NMS of boxes, through the same choice of
 // kernel and grid as on the device (csrc/*/*_launch.cuh). bfloat16 travels as simt/numpy.h says.
-#include <pybind11/stl.h>
-
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "launcher.h"
 #include "masks/masks_launch.cuh"
 #include "nms/nms_launch.cuh"
-#include "simt/numpy.h"
 
-namespace py = pybind11;
 using segkern::Element;
 using segkern::MaskSet;
 using segkern::PackParams;
+using simt::Array;
 using simt::DeviceBuffer;
+using simt::element_named;
+using simt::Launcher;
 
 namespace {
-
-struct SimtLauncher {
-  static constexpr int64_t int32_limit = INT32_MAX;
-
-  template <typename... Params, typename... Args>
-  void operator()(void (*kernel)(Params...), int64_t threads, Args... args) const {
-    if (threads <= 0) {
-      return;
-    }
-    const int64_t blocks = (threads + segkern::kBlockThreads - 1) / segkern::kBlockThreads;
-    simt::launch(kernel, static_cast<unsigned>(blocks), segkern::kBlockThreads, 0, args...);
-  }
-};
-
-Element element_named(const std::string& name) {
-  return name == "float64"    ? Element::kFloat64
-         : name == "float32"  ? Element::kFloat32
-         : name == "float16"  ? Element::kFloat16
-         : name == "bfloat16" ? Element::kBFloat16
-                              : throw std::invalid_argument("no element type is called " + name);
-}
 
 // part_rows 0: as the operator chooses.
 void split(PackParams& p, int64_t part_rows) {
@@ -49,9 +28,9 @@ void split(PackParams& p, int64_t part_rows) {
   }
 }
 
-void pack(const std::string& dtype, py::array masks, py::array rows, double threshold,
-          int64_t part_rows, py::array bits, py::array areas, py::array boxes,
-          py::array maskness) {
+void pack(const std::string& dtype, Array masks, Array rows, double threshold,
+          int64_t part_rows, Array bits, Array areas, Array boxes,
+          Array maskness) {
   DeviceBuffer in(masks), order(rows), out(bits), area(areas), box(boxes), mean(maskness);
   PackParams p{};
   p.bytes = dtype == "uint8";
@@ -71,13 +50,13 @@ void pack(const std::string& dtype, py::array masks, py::array rows, double thre
   split(p, part_rows);
   std::vector<segkern::MaskPart> partial(static_cast<std::size_t>(p.count * p.parts));
   p.partial = partial.data();
-  segkern::pack_masks(p, SimtLauncher{});
+  segkern::pack_masks(p, Launcher{});
   for (DeviceBuffer* result : {&out, &area, &box, &mean}) {
     result->copy_back();
   }
 }
 
-void measure(py::array bits, int64_t part_rows, py::array areas, py::array boxes) {
+void measure(Array bits, int64_t part_rows, Array areas, Array boxes) {
   DeviceBuffer in(bits), area(areas), box(boxes);
   PackParams p{};
   p.count = p.planes = bits.shape(0);
@@ -89,12 +68,12 @@ void measure(py::array bits, int64_t part_rows, py::array areas, py::array boxes
   split(p, part_rows);
   std::vector<segkern::MaskPart> partial(static_cast<std::size_t>(p.count * p.parts));
   p.partial = partial.data();
-  segkern::measure_masks(p, SimtLauncher{});
+  segkern::measure_masks(p, Launcher{});
   area.copy_back();
   box.copy_back();
 }
 
-void unpack(py::array bits, py::array masks) {
+void unpack(Array bits, Array masks) {
   DeviceBuffer in(bits), out(masks);
   PackParams p{};
   p.count = bits.shape(0);
@@ -102,7 +81,7 @@ void unpack(py::array bits, py::array masks) {
   p.words = bits.shape(2);
   p.width = masks.shape(2);
   p.bits = in.as<uint32_t>();
-  segkern::unpack_masks(p, out.as<bool>(), SimtLauncher{});
+  segkern::unpack_masks(p, out.as<bool>(), Launcher{});
   out.copy_back();
 }
 
@@ -110,25 +89,25 @@ struct Masks {
   DeviceBuffer bits, areas, boxes;
   MaskSet set;
 
-  explicit Masks(const std::vector<py::array>& arrays)
+  explicit Masks(const std::vector<Array>& arrays)
       : bits(arrays.at(0)), areas(arrays.at(1)), boxes(arrays.at(2)) {
     set = {arrays[0].shape(0), bits.as<uint32_t>(), areas.as<int32_t>(), boxes.as<int32_t>()};
   }
 };
 
 // Masks are [bits, areas, boxes].
-void iou(const std::vector<py::array>& a, const std::vector<py::array>& b, py::array crowd,
-         py::array out) {
+void iou(const std::vector<Array>& a, const std::vector<Array>& b, Array crowd,
+         Array out) {
   const Masks one(a), other(b);
   DeviceBuffer crowds(crowd), result(out);
   segkern::mask_iou({one.set, other.set, a[0].shape(1), a[0].shape(2), crowds.as<bool>(),
                      result.as<float>()},
-                    SimtLauncher{});
+                    Launcher{});
   result.copy_back();
 }
 
-void matrix_nms(const std::vector<py::array>& masks, py::array rows, py::array labels,
-                py::array scores, bool linear, float sigma, py::array out) {
+void matrix_nms(const std::vector<Array>& masks, Array rows, Array labels,
+                Array scores, bool linear, float sigma, Array out) {
   const Masks set(masks);
   DeviceBuffer order(rows), classes(labels), given(scores), result(out);
   segkern::MatrixNmsParams p{};
@@ -145,12 +124,12 @@ void matrix_nms(const std::vector<py::array>& masks, py::array rows, py::array l
   p.overlaps = overlaps.data();
   p.largest = largest.data();
   p.out = result.as<float>();
-  segkern::matrix_nms(p, SimtLauncher{});
+  segkern::matrix_nms(p, Launcher{});
   result.copy_back();
 }
 
 // labels of no elements: one class.
-void nms(py::array boxes, py::array labels, py::array live, double threshold, py::array keep) {
+void nms(Array boxes, Array labels, Array live, double threshold, Array keep) {
   DeviceBuffer in(boxes), classes(labels), alive(live), out(keep);
   segkern::NmsParams p{};
   p.count = boxes.shape(0);
@@ -164,14 +143,13 @@ void nms(py::array boxes, py::array labels, py::array live, double threshold, py
   std::vector<uint32_t> pairs(static_cast<std::size_t>(p.count * p.words)), gone(p.words);
   p.pairs = pairs.data();
   p.gone = gone.data();
-  segkern::nms(p, SimtLauncher{});
+  segkern::nms(p, Launcher{});
   out.copy_back();
 }
 
 }  // namespace
 
-PYBIND11_MODULE(simt_masks, m) {
-  simt::bind_schedule(m);
+SIMT_MODULE(simt_masks, m) {
   m.def("pack", &pack);
   m.def("measure", &measure);
   m.def("unpack", &unpack);

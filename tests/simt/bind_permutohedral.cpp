@@ -4,9 +4,9 @@
 #include "lattice_memory.h"
 #include "permutohedral/lattice_feature_grad.cuh"
 
-namespace py = pybind11;
 using segkern::FilterGroup;
 using segkern::FilterParams;
+using simt::Array;
 using simt::DeviceBuffer;
 using simt::FilterMemory;
 using simt::Lattice;
@@ -14,19 +14,19 @@ using simt::Launcher;
 
 namespace {
 
-Lattice lattice_of(const DeviceBuffer& points, const py::array& features) {
+Lattice lattice_of(const DeviceBuffer& points, const Array& features) {
   return Lattice(points.as<float>(), features.shape(0), features.shape(1),
                  static_cast<int>(features.shape(2)));
 }
 
 // features (items, points, dims) -> vertex, weight, corners (items, points, D),
 // neighbours (items, D, bound, 2), offsets (items, bound + 1), count.
-void build(py::array features, py::array vertex, py::array weight, py::array corners,
-           py::array offsets, py::array neighbours, py::array count) {
+void build(Array features, Array vertex, Array weight, Array corners,
+           Array offsets, Array neighbours, Array count) {
   const DeviceBuffer points(features);
   const Lattice lattice = lattice_of(points, features);
   const segkern::LatticeArrays& l = lattice.arrays;
-  const auto copy = [](const void* from, py::array& to) {
+  const auto copy = [](const void* from, Array& to) {
     std::memcpy(to.mutable_data(), from, to.nbytes());
   };
   copy(l.vertex, vertex);
@@ -35,13 +35,6 @@ void build(py::array features, py::array vertex, py::array weight, py::array cor
   copy(l.offsets, offsets);
   copy(l.neighbours, neighbours);
   copy(l.count, count);
-}
-
-segkern::Element element_of(const std::string& dtype) {
-  return dtype == "float64"   ? segkern::Element::kFloat64
-         : dtype == "float32" ? segkern::Element::kFloat32
-         : dtype == "float16" ? segkern::Element::kFloat16
-                              : segkern::Element::kBFloat16;
 }
 
 // Packs values (batch, channels, points), splats and blurs them. Returns the filter with its sums.
@@ -60,21 +53,21 @@ FilterParams run(FilterMemory& memory, const void* values, segkern::Element elem
 }
 
 // values and result (batch, channels, points) of a dtype, which bfloat16 carries as uint16.
-void filter(py::array features, py::array values, std::string dtype, bool reverse,
-            py::array result) {
+void filter(Array features, Array values, std::string dtype, bool reverse,
+            Array result) {
   DeviceBuffer points(features), in(values), out(result);
   const Lattice lattice = lattice_of(points, features);
   const int64_t channels = values.shape(1);
   FilterMemory memory(lattice.arrays, values.shape(0), channels);
-  const segkern::Element element = element_of(dtype);
+  const segkern::Element element = simt::element_named(dtype);
   const FilterParams p = run(memory, in.as(), element, channels, reverse);
   segkern::lattice_slice(p, out.as(), element, channels, Launcher{});
   out.copy_back();
 }
 
 // The gradient of sum(grad * filter(values)) to the features; channels in pieces of `at_once`.
-void feature_grad(py::array grad, py::array values, py::array features, int64_t at_once,
-                  bool reverse, py::array result) {
+void feature_grad(Array grad, Array values, Array features, int64_t at_once,
+                  bool reverse, Array result) {
   DeviceBuffer points(features), out(result);
   const Lattice lattice = lattice_of(points, features);
   const int64_t batch = values.shape(0), channels = values.shape(1), count = values.shape(2);
@@ -89,7 +82,7 @@ void feature_grad(py::array grad, py::array values, py::array features, int64_t 
   p.dots = doubles.take(lattice.arrays.items * lattice.arrays.item_corners());
   for (int64_t c = 0; c < channels; c += at_once) {
     const int64_t piece = std::min(at_once, channels - c);
-    const auto planes = [&](const py::array& from) {  // channels c to c + piece of every item
+    const auto planes = [&](const Array& from) {  // channels c to c + piece of every item
       std::vector<float> some;
       for (int64_t n = 0; n < batch; ++n) {
         const auto* begin = static_cast<const float*>(from.data()) + (n * channels + c) * count;
@@ -109,8 +102,7 @@ void feature_grad(py::array grad, py::array values, py::array features, int64_t 
 
 }  // namespace
 
-PYBIND11_MODULE(simt_permutohedral, m) {
-  simt::bind_schedule(m);
+SIMT_MODULE(simt_permutohedral, m) {
   m.def("build", &build);
   m.def("filter", &filter);
   m.def("feature_grad", &feature_grad);

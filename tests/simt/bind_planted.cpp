@@ -1,28 +1,27 @@
 // Python module simt_planted: every kernel of planted.cuh as a function over NumPy arrays, launched
 // as the name says.
-#include <pybind11/stl.h>
-
 #include <array>
 #include <string>
 
+#include "common/kernel_dispatch.cuh"
+#include "launcher.h"
 #include "planted.cuh"
-#include "simt/numpy.h"
 
-namespace py = pybind11;
+using simt::Array;
 using simt::DeviceBuffer;
 
 namespace {
 
-unsigned blocks_for(py::ssize_t n) {
+unsigned blocks_for(int64_t n) {
   return static_cast<unsigned>((n + planted::kBlock - 1) / planted::kBlock);
 }
 
 // Binds a kernel of one output array, `out`, and plain arguments: name(out, *plain, grid, block,
 // shared).
 template <typename T, typename... Plain>
-void def_output(py::module_& m, const char* name, void (*kernel)(T*, Plain...)) {
+void def_output(simt::Bindings& m, const char* name, void (*kernel)(T*, Plain...)) {
   m.def(name,
-        [kernel](py::array out, Plain... plain, unsigned grid, unsigned block, std::size_t shared) {
+        [kernel](Array out, Plain... plain, unsigned grid, unsigned block, std::size_t shared) {
           DeviceBuffer buffer(out);
           simt::launch(kernel, grid, block, shared, buffer.as<T>(), plain...);
           buffer.copy_back();
@@ -31,21 +30,22 @@ void def_output(py::module_& m, const char* name, void (*kernel)(T*, Plain...)) 
 
 // Binds a kernel of an input and an output array: name(in, out, *plain, grid, block).
 template <typename In, typename Out, typename... Plain>
-void def_input_output(py::module_& m, const char* name, void (*kernel)(const In*, Out*, Plain...)) {
-  m.def(name, [kernel](py::array in, py::array out, Plain... plain, unsigned grid, unsigned block) {
+void def_input_output(simt::Bindings& m, const char* name,
+                      void (*kernel)(const In*, Out*, Plain...)) {
+  m.def(name, [kernel](Array in, Array out, Plain... plain, unsigned grid, unsigned block) {
     DeviceBuffer input(in), output(out);
     simt::launch(kernel, grid, block, 0, input.as<const In>(), output.as<Out>(), plain...);
     output.copy_back();
   });
 }
 
-void spin_lock(py::array out, unsigned grid, unsigned block) {  // out: lock, counter
+void spin_lock(Array out, unsigned grid, unsigned block) {  // out: lock, counter
   DeviceBuffer buffer(out);
   simt::launch(planted::spin_lock, grid, block, 0, buffer.as<int>(), buffer.as<int>() + 1);
   buffer.copy_back();
 }
 
-void coordinates(py::array out, std::array<unsigned, 3> grid, std::array<unsigned, 3> block,
+void coordinates(Array out, std::array<unsigned, 3> grid, std::array<unsigned, 3> block,
                  std::size_t shared) {
   DeviceBuffer buffer(out);
   simt::launch(planted::coordinates, dim3(grid[0], grid[1], grid[2]),
@@ -53,9 +53,9 @@ void coordinates(py::array out, std::array<unsigned, 3> grid, std::array<unsigne
   buffer.copy_back();
 }
 
-void atomic_sum(py::array in, py::array sum, const std::string& dtype) {
+void atomic_sum(Array in, Array sum, const std::string& dtype) {
   DeviceBuffer input(in), output(sum);
-  simt::dispatch_floating(dtype, [&](auto tag) {
+  segkern::by_type(simt::element_named(dtype), [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     simt::launch(planted::atomic_sum<scalar_t>, blocks_for(in.size()), planted::kBlock, 0,
                  input.as<const scalar_t>(), output.as<scalar_t>());
@@ -79,8 +79,8 @@ void small_float_kernels(const std::string& what, const DeviceBuffer& a, const D
   }
 }
 
-void small_float(const std::string& what, const std::string& dtype, py::array a, py::array b,
-                 py::array out) {
+void small_float(const std::string& what, const std::string& dtype, Array a, Array b,
+                 Array out) {
   DeviceBuffer left(a), right(b), result(out);
   const int n = static_cast<int>(a.size());
   dtype == "float16" ? small_float_kernels<__half>(what, left, right, result, n)
@@ -90,8 +90,7 @@ void small_float(const std::string& what, const std::string& dtype, py::array a,
 
 }  // namespace
 
-PYBIND11_MODULE(simt_planted, m) {
-  simt::bind_schedule(m);
+SIMT_MODULE(simt_planted, m) {
   def_input_output(m, "block_sum", planted::block_sum);
   def_input_output(m, "reverse_block", planted::reverse_block<true>);
   def_input_output(m, "reverse_block_race", planted::reverse_block<false>);

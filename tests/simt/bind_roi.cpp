@@ -1,44 +1,25 @@
 // Python module simt_roi: reading and writing boxes, through the same choice of kernels and grid as
 // on the device (csrc/roi/roi_launch.cuh). Half types travel as the bits that simt/numpy.h says.
-#include <pybind11/stl.h>
-
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "launcher.h"
 #include "roi/roi_launch.cuh"
-#include "simt/numpy.h"
 
-namespace py = pybind11;
 using segkern::Element;
 using segkern::RoiParams;
+using simt::Array;
 using simt::DeviceBuffer;
+using simt::element_named;
+using simt::Launcher;
 
 namespace {
 
-struct SimtLauncher {
-  template <typename... Params, typename... Args>
-  void operator()(void (*kernel)(Params...), int64_t threads, Args... args) const {
-    if (threads <= 0) {
-      return;
-    }
-    const int64_t blocks = (threads + segkern::kBlockThreads - 1) / segkern::kBlockThreads;
-    simt::launch(kernel, static_cast<unsigned>(blocks), segkern::kBlockThreads, 0, args...);
-  }
-};
-
-Element element_named(const std::string& name) {
-  return name == "float64"    ? Element::kFloat64
-         : name == "float32"  ? Element::kFloat32
-         : name == "float16"  ? Element::kFloat16
-         : name == "bfloat16" ? Element::kBFloat16
-                              : throw std::invalid_argument("no element type is called " + name);
-}
-
 // Shapes are in memory order: (N, C, H, W), or (N, H, W, C) with channels_last.
-RoiParams params_of(const std::string& dtype, const std::vector<py::array>& maps,
-                    const py::array& boxes, const py::array& bins,
+RoiParams params_of(const std::string& dtype, const std::vector<Array>& maps,
+                    const Array& boxes, const Array& bins,
                     const std::vector<double>& scales, const std::vector<double>& limits,
                     int weights, int64_t sampling_ratio, bool aligned, bool channels_last) {
   RoiParams p{};
@@ -67,8 +48,8 @@ RoiParams params_of(const std::string& dtype, const std::vector<py::array>& maps
 
 // coverage: int32 (images, H, W), or empty; only written. chosen: int32 of the map's shape for the
 // largest of the boxes, written where the map is and read where it is, or empty.
-void run(bool write, const std::string& dtype, std::vector<py::array> maps, py::array boxes,
-         py::array bins, py::array coverage, py::array chosen, std::vector<double> scales,
+void run(bool write, const std::string& dtype, std::vector<Array> maps, Array boxes,
+         Array bins, Array coverage, Array chosen, std::vector<double> scales,
          std::vector<double> limits, int weights, int64_t sampling_ratio, bool aligned,
          bool channels_last) {
   RoiParams p = params_of(dtype, maps, boxes, bins, scales, limits, weights, sampling_ratio,
@@ -84,21 +65,20 @@ void run(bool write, const std::string& dtype, std::vector<py::array> maps, py::
   p.chosen = chosen.size() > 0 ? owners.as<int32_t>() : nullptr;
   if (write) {
     p.coverage = coverage.size() > 0 ? counts.as<int32_t>() : nullptr;
-    segkern::roi_write(p, SimtLauncher{});
+    segkern::roi_write(p, Launcher{});
     for (auto& level : levels) {
       level->copy_back();
     }
     counts.copy_back();
     owners.copy_back();
   } else {
-    segkern::roi_read(p, SimtLauncher{});
+    segkern::roi_read(p, Launcher{});
     values.copy_back();
   }
 }
 
 }  // namespace
 
-PYBIND11_MODULE(simt_roi, m) {
-  simt::bind_schedule(m);
+SIMT_MODULE(simt_roi, m) {
   m.def("run", &run);
 }

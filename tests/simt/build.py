@@ -1,5 +1,9 @@
 """Builds the SIMT test extensions with ninja, into build/simt under the project root.
 
+    python -m tests.simt.build
+
+builds them all, on all cores; a test that needs one builds it where that has not been done.
+
 An extension is one file `bind_<name>.cpp` here, compiled with the stand-in CUDA headers of
 `include/` first on the include path and linked with the runtime, into the Python module
 `simt_<name>`. Each comes in the variants of `VARIANTS`. Only what changed is compiled again.
@@ -48,20 +52,30 @@ def unavailable() -> str | None:
 
 def build(name: str, variant: str = "plain") -> Path:
     """Builds extension `name`, if needed, and returns the module's path."""
+    target = Path(variant, f"simt_{name}{SUFFIX}")
+    _run_ninja(target)
+    return BUILD / target
+
+
+def build_all() -> None:
+    """Builds every extension in every variant."""
+    _run_ninja()
+
+
+def _run_ninja(*targets: Path) -> None:
+    """RuntimeError with the compiler's words where one of `targets` (default: all) fails."""
     import ninja
 
-    target = BUILD / variant / f"simt_{name}{SUFFIX}"
     BUILD.mkdir(parents=True, exist_ok=True)
     with _lock():
         script = _ninja_script()
         path = BUILD / "build.ninja"
         if not path.exists() or path.read_text() != script:
             path.write_text(script)
-        command = [Path(ninja.BIN_DIR) / "ninja", "-C", BUILD, target.relative_to(BUILD)]
+        command = [Path(ninja.BIN_DIR) / "ninja", "-C", BUILD, *targets]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise RuntimeError(f"{target.name} ({variant}) does not compile:\n{result.stdout}")
-    return target
+        raise RuntimeError(f"the SIMT extensions do not compile:\n{result.stdout}")
 
 
 def sanitizer_environment() -> dict[str, str]:
@@ -130,3 +144,10 @@ def _ninja_script() -> str:
                 f"build {module}: link {compiled(source)} {common}\n  variant = {extra}",
             ]
     return "\n".join([*lines, *objects.values(), *links]) + "\n"
+
+
+if __name__ == "__main__":
+    reason = unavailable()
+    print(reason or f"building {BUILD.relative_to(ROOT)}", flush=True)
+    if reason is None:
+        build_all()

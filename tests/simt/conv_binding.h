@@ -1,4 +1,4 @@
-// What the bindings of convolutions share: geometry as the tests give it, and the launcher.
+// What the bindings of convolutions share: geometry and epilogues as the tests give them.
 #pragma once
 
 #include <array>
@@ -7,41 +7,49 @@
 #include <tuple>
 
 #include "atrous_conv/conv_window.h"
-#include "common/device.cuh"
-#include "simt/numpy.h"
+#include "launcher.h"
 
 // (fields of ConvWindow in order, batch, channels, dtype, channels_last)
 using Geometry = std::tuple<std::array<int64_t, 14>, int64_t, int64_t, std::string, bool>;
+inline int64_t channels_of(const Geometry& geometry) { return std::get<2>(geometry); }
+inline bool is_channels_last(const Geometry& geometry) { return std::get<4>(geometry); }
 
-// What CudaLauncher in common/launch.cuh is on the device.
-struct SimtLauncher {
-  static inline int64_t int32_limit = INT32_MAX;  // set_int32_limit: reach several launches
+// Params with what those of all convolutions have: window, batch and element type.
+template <typename Params>
+Params params_of(const Geometry& geometry) {
+  const std::array<int64_t, 14>& f = std::get<0>(geometry);
+  Params p{};
+  p.window = {f[0], f[1], f[2], f[3],  f[4],  f[5],  f[6],
+              f[7], f[8], f[9], f[10], f[11], f[12], f[13]};
+  p.batch = std::get<1>(geometry);
+  p.element = simt::element_named(std::get<3>(geometry));
+  return p;
+}
 
-  template <typename... Params, typename... Args>
-  void operator()(void (*kernel)(Params...), int64_t threads, Args... args) const {
-    if (threads <= 0) {
-      return;
-    }
-    const int64_t blocks = (threads + segkern::kBlockThreads - 1) / segkern::kBlockThreads;
-    simt::launch(kernel, static_cast<unsigned>(blocks), segkern::kBlockThreads, 0, args...);
+// (activation, scale, shift, slope), whose arrays may be empty
+using GivenEpilogue = std::tuple<int, simt::Array, simt::Array, simt::Array>;
+
+// What follows the sums of a convolution, in device memory.
+class Epilogue {
+ public:
+  explicit Epilogue(const GivenEpilogue& given)
+      : activation_(static_cast<segkern::Activation>(std::get<0>(given))),
+        scale_(std::get<1>(given)),
+        shift_(std::get<2>(given)),
+        slope_(std::get<3>(given)),
+        slope_step_(std::get<3>(given).size() > 1 ? 1 : 0) {}
+
+  template <typename Params>
+  void set(Params& p) const {
+    p.scale = scale_.as();
+    p.shift = shift_.as();
+    p.slope = slope_.as();
+    p.slope_step = slope_step_;
+    p.activation = activation_;
   }
 
-  template <typename... Params, typename... Args>
-  void with_shared(void (*kernel)(Params...), int64_t blocks, int bytes, Args... args) const {
-    simt::allow_dynamic_shared(kernel, bytes);
-    simt::launch(kernel, static_cast<unsigned>(blocks), segkern::kBlockThreads, bytes, args...);
-  }
+ private:
+  segkern::Activation activation_;
+  simt::DeviceBuffer scale_, shift_, slope_;
+  int64_t slope_step_;
 };
-
-inline segkern::Element element_named(const std::string& name) {
-  using segkern::Element;
-  return name == "float64"    ? Element::kFloat64
-         : name == "float32"  ? Element::kFloat32
-         : name == "float16"  ? Element::kFloat16
-         : name == "bfloat16" ? Element::kBFloat16
-                              : throw std::invalid_argument("no element type is called " + name);
-}
-
-inline segkern::ConvWindow window_of(const std::array<int64_t, 14>& f) {
-  return {f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], f[9], f[10], f[11], f[12], f[13]};
-}

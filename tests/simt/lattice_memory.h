@@ -9,23 +9,12 @@
 #include <numeric>
 #include <vector>
 
+#include "launcher.h"
 #include "permutohedral/lattice_build_launch.cuh"
 #include "permutohedral/lattice_filter_launch.cuh"
 #include "permutohedral/rows.h"
-#include "simt/numpy.h"
 
 namespace simt {
-
-struct Launcher {
-  template <typename... Params, typename... Args>
-  void operator()(void (*kernel)(Params...), int64_t threads, Args... args) const {
-    if (threads <= 0) {
-      return;
-    }
-    launch(kernel, static_cast<unsigned>(segkern::blocks_of(threads)), segkern::kBlockThreads, 0,
-           args...);
-  }
-};
 
 // Memory as an allocation may find it: what nobody writes must not be read.
 template <typename T>

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from .arrays import to_array, to_tensor
 from .harness import (
     ORDERS,
     OrderDependence,
@@ -216,27 +217,17 @@ def test_integer_atomics(planted):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_floating_atomics(planted, dtype):
     numbers = torch.ones(256).to(getattr(torch, dtype))
-    array = _to_numpy(numbers)
+    array = to_array(numbers)
 
     def run():
         total = np.zeros(1, array.dtype)
         planted.atomic_sum(array, total, dtype)
         return total
 
-    assert _from_numpy(check_orders(planted, run)[0], numbers.dtype).item() == 256
+    assert to_tensor(check_orders(planted, run)[0], numbers.dtype).item() == 256
 
 
 # Half types
-
-
-def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor's memory; bfloat16, which NumPy lacks, as uint16 bits."""
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
 
 
 def _all_patterns(dtype: torch.dtype) -> torch.Tensor:
@@ -258,9 +249,9 @@ HALVES = pytest.mark.parametrize(
 def _small_float(
     module, what: str, dtype: torch.dtype, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor
 ):
-    array = _to_numpy(out)
-    module.small_float(what, str(dtype).removeprefix("torch."), _to_numpy(a), _to_numpy(b), array)
-    return _from_numpy(array, out.dtype)
+    array = to_array(out)
+    module.small_float(what, str(dtype).removeprefix("torch."), to_array(a), to_array(b), array)
+    return to_tensor(array, out.dtype)
 
 
 @HALVES

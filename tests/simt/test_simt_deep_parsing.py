@@ -8,20 +8,10 @@ import torch
 
 from segkern.reference import deep_parsing as reference
 
+from .arrays import to_array, to_double
 from .harness import Call, check_orders, load, poisoned, run_sanitized
 
 WEIGHTS = np.array([0.7, 0.02])
-
-
-def to_array(tensor: torch.Tensor) -> np.ndarray:
-    """NumPy's bits of a tensor; bfloat16 travels as uint16."""
-    tensor = tensor.contiguous()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def to_double(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return (tensor.view(dtype) if array.dtype == np.uint16 else tensor).double()
 
 
 def filter_case(shape, colours, dtype):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from .conv_arrays import ConvCase, close_to, from_memory, in_memory, to_array
+from .arrays import to_array
+from .conv_arrays import (
+    ConvCase,
+    after_sums,
+    close_to,
+    dense_geometry,
+    dense_operands,
+    from_memory,
+    in_memory,
+)
 from .harness import ORDERS, Call, check_orders, load, poisoned, run_sanitized
 
 # (case, output channels): odd and many output channels, depths that fill no step, more steps than
@@ -33,30 +40,6 @@ def rounded(tensor):
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).double()
 
 
-def geometry(case, dtype, fields=None, channels=None):
-    name = str(dtype).removeprefix("torch.")
-    return (fields or case.fields, case.shape[0], channels or case.shape[1], name, True)
-
-
-def make(number, dtype):
-    """(tensors x and weight, epilogue, arrays) of a case."""
-    case, outputs = CASES[number]
-    rng = random.Random(number)
-    torch.manual_seed(number)
-    x = torch.randn(case.shape).to(dtype)
-    weight = torch.randn(outputs, case.shape[1], *case.kernel).to(dtype)
-    residual = torch.randn(case.shape[0], outputs, *case.output_size).to(dtype)
-    scale = torch.rand(outputs) + 0.5 if number % 2 == 0 else None
-    shift = torch.randn(outputs) if number % 3 != 1 else None
-    activation = number % 3
-    slope = torch.rand(rng.choice([1, outputs])) if activation == 2 else None
-    residual = residual if number != 1 else None
-    tail = [np.zeros(0, np.float32) if t is None else t.numpy() for t in (scale, shift, slope)]
-    tail.append(tail[0][:0] if residual is None else in_memory(residual, True))
-    arrays = (in_memory(x, True), to_array(weight.permute(0, 2, 3, 1)), *tail)
-    return x, weight, (scale, shift, slope, residual, activation), arrays
-
-
 @pytest.mark.parametrize(
     ("number", "dtype"),
     [(k, dtype) for k in range(5) for dtype in DTYPES] + [(5, torch.float32)],
@@ -65,26 +48,17 @@ def make(number, dtype):
 def test_forward(number, dtype):
     module = load("atrous")
     case, outputs = CASES[number]
-    x, weight, (scale, shift, slope, residual, activation), arrays = make(number, dtype)
+    x, weight, epilogue, arrays = dense_operands(case, outputs, number, dtype)
     shape = (case.shape[0], outputs, *case.output_size)
 
     def run():
         out = poisoned(module, (shape[0], shape[2] * shape[3], outputs), arrays[0].dtype)
-        module.dense(geometry(case, dtype), outputs, False, activation, *arrays, out)
+        module.dense(dense_geometry(case, dtype), outputs, False, epilogue[-1], *arrays, out)
         return out
 
     (out,) = check_orders(module, run, ORDERS if dtype == torch.float16 else ORDERS[1:3])
     wanted = F.conv2d(rounded(x), rounded(weight), **case.arguments)
-    if scale is not None:
-        wanted = wanted * scale.double().view(1, -1, 1, 1)
-    if shift is not None:
-        wanted = wanted + shift.double().view(1, -1, 1, 1)
-    if residual is not None:
-        wanted = wanted + residual.double()
-    if activation == 1:
-        wanted = wanted.relu()
-    elif activation == 2:
-        wanted = F.prelu(wanted, slope.double())
+    wanted = after_sums(wanted, *epilogue)
     close_to(from_memory(out, shape, True, dtype), wanted, dtype)
 
 
@@ -110,8 +84,8 @@ def test_gradients(number, dtype):
     x_array, g_array = in_memory(x, True), in_memory(grad, True)
     exchanged = to_array(weight.permute(1, 2, 3, 0))
     none = np.zeros(0, np.float32)
-    forward = geometry(case, dtype)
-    backward = geometry(case, dtype, case.transposed, outputs)
+    forward = dense_geometry(case, dtype)
+    backward = dense_geometry(case, dtype, case.transposed, outputs)
     count = module.dense_partial_count(forward, outputs)
     assert (count > weight.numel()) == (number == 1)
 
@@ -141,7 +115,7 @@ def test_a_nan_reaches_only_its_windows():
     out = np.zeros((1, 81, 2), np.uint16)
     none = np.zeros(0, np.float32)
     arrays = (in_memory(x, True), to_array(weight.permute(0, 2, 3, 1)))
-    module.dense(geometry(case, x.dtype), 2, False, 1, *arrays, none, none, none, none, out)
+    module.dense(dense_geometry(case, x.dtype), 2, False, 1, *arrays, none, none, none, none, out)
     wanted = F.conv2d(x.double(), weight.double(), None, 1, 4, 4).relu()
     y = from_memory(out, wanted.shape, True, x.dtype)
     assert torch.equal(y.isnan(), wanted.isnan())
@@ -155,7 +129,7 @@ def test_a_nan_reaches_only_its_windows():
 )
 def test_tiles_skip_taps_in_the_padding(plane, rate, share):
     case = ConvCase((1, 8, plane, plane), (3, 3), (1, 1), (rate, rate), (rate, rate))
-    tiles, live = load("atrous").dense_tiles(geometry(case, torch.bfloat16), 128)
+    tiles, live = load("atrous").dense_tiles(dense_geometry(case, torch.bfloat16), 128)
     height, width, down, across, _ = tiles
     assert height * width <= 128
     assert (down - 1) * height < plane <= down * height
@@ -177,19 +151,19 @@ def test_sanitized():
     calls = []
     for number in (2, 3, 4):
         case, outputs = CASES[number]
-        _, _, (*_, activation), arrays = make(number, torch.bfloat16)
+        _, _, (*_, activation), arrays = dense_operands(case, outputs, number, torch.bfloat16)
         pixels = case.output_size[0] * case.output_size[1]
         out = np.zeros((case.shape[0], pixels, outputs), np.uint16)
-        call = (geometry(case, torch.bfloat16), outputs, False, activation, *arrays, out)
+        call = (dense_geometry(case, torch.bfloat16), outputs, False, activation, *arrays, out)
         calls.append(Call("dense", call))
     case, outputs = GRADIENTS[2]
     x, g = (
         np.ones((1, plane[0] * plane[1], channels), np.uint16)
         for plane, channels in ((case.shape[2:], 136), (case.output_size, outputs))
     )
-    count = load("atrous").dense_partial_count(geometry(case, torch.bfloat16), outputs)
+    count = load("atrous").dense_partial_count(dense_geometry(case, torch.bfloat16), outputs)
     parts, sums = (np.zeros(n, np.float32) for n in (count, outputs * case.taps * 136))
-    call = (geometry(case, torch.bfloat16), outputs, g, x, parts, sums)
+    call = (dense_geometry(case, torch.bfloat16), outputs, g, x, parts, sums)
     calls.append(Call("dense_weight_grad", call))
     for result in run_sanitized("atrous", calls):
         assert not isinstance(result, RuntimeError), result

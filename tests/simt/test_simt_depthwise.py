@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from segkern import ops
 from segkern.ops import conv_table
 
-from .conv_arrays import ConvCase, close_to, from_memory, in_memory
+from .conv_arrays import ConvCase, after_sums, close_to, from_memory, in_memory
 from .harness import Call, check_orders, load, poisoned, run_sanitized
 
 # Planes wider and narrower than the rates, chains of more than 16 rows, rates beyond the map.
@@ -74,9 +74,7 @@ def test_forward_and_gradients(number, dtype, channels_last):
         grad_w = poisoned(module, (channels, case.taps), w_array.dtype)
         offset = rng.choice([0, x_array.itemsize])
         module.depthwise(forward, False, activation, offset, x_array, w_array, *tail, out)
-        module.depthwise(
-            backward, True, 0, 0, g_array, w_array, none, none, none, none, grad_x
-        )
+        module.depthwise(backward, True, 0, 0, g_array, w_array, none, none, none, none, grad_x)
         module.depthwise_weight_grad(forward, g_array, x_array, parts, grad_w)
         return [out, grad_x, grad_w]
 
@@ -84,17 +82,7 @@ def test_forward_and_gradients(number, dtype, channels_last):
     exact_x, exact_w = (t.double().requires_grad_() for t in (x, weight))
     wanted = F.conv2d(exact_x, exact_w, **case.arguments, groups=channels)
     wanted.backward(grad.double())
-    wanted = wanted.detach()
-    if scale is not None:
-        wanted = wanted * scale.double().view(1, -1, 1, 1)
-    if shift is not None:
-        wanted = wanted + shift.double().view(1, -1, 1, 1)
-    if residual is not None:
-        wanted = wanted + residual.double()
-    if activation == 1:
-        wanted = wanted.relu()
-    elif activation == 2:
-        wanted = F.prelu(wanted, slope.double())
+    wanted = after_sums(wanted.detach(), scale, shift, slope, residual, activation)
     close_to(from_memory(out, wanted.shape, channels_last, dtype), wanted, dtype)
     close_to(from_memory(grad_x, case.shape, channels_last, dtype), exact_x.grad, dtype)
     close_to(torch.from_numpy(grad_w).view(weight.shape), exact_w.grad, wide)

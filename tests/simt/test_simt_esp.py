@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .conv_arrays import close_to, from_memory, in_memory, to_array
+from .arrays import to_array
+from .conv_arrays import close_to, from_memory, in_memory
 from .harness import ORDERS, Call, check_orders, load, poisoned, run_sanitized
 from .test_simt_dense import rounded
 

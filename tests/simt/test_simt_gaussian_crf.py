@@ -34,8 +34,20 @@ def edge_arrays(sizes, planes, items, rng, dtype=np.float32, low=-1.0, high=1.0)
     return [rng.uniform(low, high, (items, planes, *shape)).astype(dtype) for shape in shapes]
 
 
-def solve(module, sizes, edges, width, rhs, *, diagonal=6.0, scales=(1.0, -0.5), tolerance=1e-6,
-          most=60, many=False, per_thread=4):
+def solve(
+    module,
+    sizes,
+    edges,
+    width,
+    rhs,
+    *,
+    diagonal=6.0,
+    scales=(1.0, -0.5),
+    tolerance=1e-6,
+    most=60,
+    many=False,
+    per_thread=4,
+):
     counts = rhs.shape[:2]
     x = poisoned(module, rhs.shape, rhs.dtype)
     reports = [poisoned(module, counts, np.int32) for _ in range(3)]
@@ -63,9 +75,7 @@ def test_shared_edges(name, many, dtype):
     rhs[1, 2] = 0  # solved before the first iteration
     tolerance = 1e-6 if dtype == np.float32 else 1e-13
     keep = {"diagonal": 11.0, "tolerance": tolerance, "many": many}
-    x, counts, states = check_orders(
-        module, lambda: solve(module, sizes, edges, 1, rhs, **keep)
-    )
+    x, counts, states = check_orders(module, lambda: solve(module, sizes, edges, 1, rhs, **keep))
     assert (states == CONVERGED).all()
     assert counts[1, 2] == 0
     for item in range(2):
@@ -92,8 +102,14 @@ def test_each_kernel_takes_its_sizes(kernel):
     right, down = (torch.from_numpy(edge) for edge in edges)
     for system, scale in enumerate((1.0, -0.5)):
         wanted, report, _ = torch.ops.segkern.gaussian_crf(
-            torch.from_numpy(rhs[:, system : system + 1]), [scale * right, scale * down],
-            1, 6.0, 1e-5, 60, 1.0, True,
+            torch.from_numpy(rhs[:, system : system + 1]),
+            [scale * right, scale * down],
+            1,
+            6.0,
+            1e-5,
+            60,
+            1.0,
+            True,
         )
         assert abs(int(report[0, 0]) - counts[0, system]) <= 1
         np.testing.assert_allclose(x[0, system], wanted[0, 0].numpy(), atol=1e-4)
@@ -108,9 +124,7 @@ def test_edges_of_label_pairs(name):
     rhs = rng.normal(size=(2, 1, labels * nodes)).astype(np.float32)
     x, _, states = check_orders(
         module,
-        lambda: solve(
-            module, sizes, edges, labels, rhs, diagonal=30.0, many=True, per_thread=1
-        ),
+        lambda: solve(module, sizes, edges, labels, rhs, diagonal=30.0, many=True, per_thread=1),
     )
     assert (states == CONVERGED).all()
     for item in range(2):
@@ -199,12 +213,15 @@ def test_edge_gradients(pairwise):
     if pairwise != 2:
         y = torch.ops.segkern.gaussian_crf(arguments[0][0], arguments[1], *numbers)[0].numpy()
     else:
-        y = np.stack([
-            np.stack([dense(sizes, edges, n, grad[n, k], 1.0, 1 / 60.0) for k in range(labels)])
-            for n in range(2)
-        ])
+        y = np.stack(
+            [
+                np.stack([dense(sizes, edges, n, grad[n, k], 1.0, 1 / 60.0) for k in range(labels)])
+                for n in range(2)
+            ]
+        )
     factor = 1.5 / 60.0 if pairwise == 2 else 1.5
     for number, edge in enumerate(edges):
+
         def run(number=number, edge=edge):
             out = poisoned(module, edge.shape, edge.dtype)
             level, kind = divmod(number, 3)

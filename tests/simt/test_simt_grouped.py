@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .conv_arrays import ConvCase, close_to, from_memory, in_memory, to_array
+from .arrays import to_array
+from .conv_arrays import ConvCase, after_sums, close_to, from_memory, in_memory
 from .harness import ORDERS, Call, check_orders, load, poisoned, run_sanitized
 
 # (case, groups, output channels): equal and unequal groups, blocks that are not full, one channel
@@ -60,10 +61,7 @@ def test_forward(number, channels_last):
 
     (out,) = check_orders(module, run, ORDERS[1:3])
     wanted = F.conv2d(x.double(), weight.double(), **case.arguments, groups=groups)
-    wanted = wanted * scale.double().view(1, -1, 1, 1) + shift.double().view(1, -1, 1, 1)
-    wanted = wanted + residual.double()
-    if activation:
-        wanted = wanted.relu() if activation == 1 else F.prelu(wanted, slope.double())
+    wanted = after_sums(wanted, scale, shift, slope, residual, activation)
     close_to(from_memory(out, shape, channels_last, dtype), wanted, dtype)
 
 

@@ -7,7 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .conv_arrays import ConvCase, close_to, from_memory, in_memory, to_array
+from .arrays import to_array
+from .conv_arrays import (
+    ConvCase,
+    after_sums,
+    close_to,
+    dense_geometry,
+    dense_operands,
+    from_memory,
+    in_memory,
+)
 from .harness import ORDERS, Call, OrderDependence, check_orders, load, poisoned, run_sanitized
 
 # (case, output channels, multiprocessors): ragged channels and depths, more steps than stages and
@@ -25,55 +34,23 @@ CASES = [
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-def geometry(case, dtype, fields=None, channels=None):
-    name = str(dtype).removeprefix("torch.")
-    return (fields or case.fields, case.shape[0], channels or case.shape[1], name, True)
-
-
-def make(number, dtype):
-    """(tensors x and weight, epilogue, arrays) of a case."""
-    case, outputs, _ = CASES[number]
-    torch.manual_seed(number)
-    x = torch.randn(case.shape).to(dtype)
-    weight = torch.randn(outputs, case.shape[1], *case.kernel).to(dtype)
-    residual = torch.randn(case.shape[0], outputs, *case.output_size).to(dtype)
-    scale = torch.rand(outputs) + 0.5 if number % 2 == 0 else None
-    shift = torch.randn(outputs) if number % 3 != 1 else None
-    activation = number % 3
-    slope = torch.rand(1 if number == 2 else outputs) if activation == 2 else None
-    residual = residual if number != 1 else None
-    tail = [np.zeros(0, np.float32) if t is None else t.numpy() for t in (scale, shift, slope)]
-    tail.append(tail[0][:0] if residual is None else in_memory(residual, True))
-    arrays = (in_memory(x, True), to_array(weight.permute(0, 2, 3, 1)), *tail)
-    return x, weight, (scale, shift, slope, residual, activation), arrays
-
-
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_forward(number):
     module = load("hopper")
     dtype = DTYPES[number % 2]
     case, outputs, multiprocessors = CASES[number]
-    x, weight, (scale, shift, slope, residual, activation), arrays = make(number, dtype)
+    x, weight, epilogue, arrays = dense_operands(case, outputs, number, dtype)
     shape = (case.shape[0], outputs, *case.output_size)
 
     def run():
         out = poisoned(module, (shape[0], shape[2] * shape[3], outputs), arrays[0].dtype)
-        where = geometry(case, dtype)
-        module.dense(where, outputs, multiprocessors, False, activation, *arrays, out)
+        where = dense_geometry(case, dtype)
+        module.dense(where, outputs, multiprocessors, False, epilogue[-1], *arrays, out)
         return out
 
     (out,) = check_orders(module, run, ORDERS if number < 3 else ORDERS[1:3])
     wanted = F.conv2d(x.double(), weight.double(), **case.arguments)
-    if scale is not None:
-        wanted = wanted * scale.double().view(1, -1, 1, 1)
-    if shift is not None:
-        wanted = wanted + shift.double().view(1, -1, 1, 1)
-    if residual is not None:
-        wanted = wanted + residual.double()
-    if activation == 1:
-        wanted = wanted.relu()
-    elif activation == 2:
-        wanted = F.prelu(wanted, slope.double())
+    wanted = after_sums(wanted, *epilogue)
     close_to(from_memory(out, shape, True, dtype), wanted, dtype)
 
 
@@ -86,7 +63,7 @@ def test_gradient_of_the_input(padding):
     weight = torch.randn(16, 24, 3, 3).to(dtype)
     grad = torch.randn(1, 16, *case.output_size).to(dtype)
     none, out = np.zeros(0, np.float32), poisoned(module, (1, 99, 24), np.uint16)
-    where = geometry(case, dtype, case.transposed, 16)
+    where = dense_geometry(case, dtype, case.transposed, 16)
     arrays = (in_memory(grad, True), to_array(weight.permute(1, 2, 3, 0)))
     module.dense(where, 24, 2, True, 0, *arrays, none, none, none, none, out)
     x = torch.zeros(case.shape, dtype=torch.float64, requires_grad=True)
@@ -103,7 +80,9 @@ def test_a_nan_reaches_only_its_windows():
     weight = torch.ones(2, 8, 3, 3, dtype=torch.bfloat16)
     out, none = np.zeros((1, 81, 2), np.uint16), np.zeros(0, np.float32)
     arrays = (in_memory(x, True), to_array(weight.permute(0, 2, 3, 1)))
-    module.dense(geometry(case, x.dtype), 2, 1, False, 1, *arrays, none, none, none, none, out)
+    module.dense(
+        dense_geometry(case, x.dtype), 2, 1, False, 1, *arrays, none, none, none, none, out
+    )
     wanted = F.conv2d(x.double(), weight.double(), None, 1, 4, 4).relu()
     y = from_memory(out, wanted.shape, True, x.dtype)
     assert torch.equal(y.isnan(), wanted.isnan())
@@ -117,7 +96,7 @@ def test_what_the_copy_engine_does_not_take_is_refused():
         x = np.zeros((1, case.shape[2] * case.shape[3], case.shape[1]), np.float16)
         weight = np.zeros((8, case.taps, case.shape[1]), np.float16)
         out = np.zeros((1, case.output_size[0] * case.output_size[1], 8), np.float16)
-        where = geometry(case, torch.float16)
+        where = dense_geometry(case, torch.float16)
         module.dense(where, 8, 1, False, 0, x, weight, none, none, none, none, out)
 
     with pytest.raises(RuntimeError, match="multiples of 16 bytes"):
@@ -172,10 +151,10 @@ def test_sanitized():
     calls = []
     for number in (2, 3, 4):
         case, outputs, multiprocessors = CASES[number]
-        _, _, (*_, activation), arrays = make(number, torch.bfloat16)
+        _, _, (*_, activation), arrays = dense_operands(case, outputs, number, torch.bfloat16)
         pixels = case.output_size[0] * case.output_size[1]
         out = np.zeros((case.shape[0], pixels, outputs), np.uint16)
-        where = geometry(case, torch.bfloat16)
+        where = dense_geometry(case, torch.bfloat16)
         call = (where, outputs, multiprocessors, False, activation, *arrays, out)
         calls.append(Call("dense", call))
     for result in run_sanitized("hopper", calls):

@@ -8,6 +8,7 @@ import torch
 
 from segkern import ops
 
+from .arrays import to_array
 from .harness import Call, check_orders, load, poisoned, run_sanitized
 
 # More rows than a part, widths around a word, one pixel, several words for each warp.
@@ -22,10 +23,6 @@ def draw(count, height, width, dtype):
     if dtype == torch.uint8:
         return (logits > 0.3).to(dtype) * 5
     return logits.to(dtype)
-
-
-def array(tensor):
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def results(module, count, height, width):
@@ -50,7 +47,7 @@ def test_pack(count, height, width, part_rows, dtype):
 
     def run():
         out = results(module, count, height, width)
-        module.pack(name, array(masks), NO_ROWS, 0.2, part_rows, *out)
+        module.pack(name, to_array(masks), NO_ROWS, 0.2, part_rows, *out)
         areas, boxes = (poisoned(module, a.shape, np.int32) for a in out[1:3])
         module.measure(out[0], part_rows, areas, boxes)
         unpacked = poisoned(module, masks.shape, np.bool_)
@@ -196,7 +193,7 @@ def test_sanitized():
                 )
             ]
             name = str(dtype).removeprefix("torch.")
-            calls.append(Call("pack", (name, array(masks), NO_ROWS, 0.0, part_rows, *out)))
+            calls.append(Call("pack", (name, to_array(masks), NO_ROWS, 0.0, part_rows, *out)))
             calls.append(Call("measure", (out[0], part_rows, *out[1:3])))
             calls.append(Call("unpack", (out[0], np.zeros(masks.shape, np.bool_))))
     masks, rows, labels, scores = nms_case(19)

@@ -9,6 +9,7 @@ import torch
 from segkern import ops
 from segkern.reference import permutohedral as reference
 
+from .arrays import to_array
 from .harness import Call, Schedule, check_orders, load, poisoned, run_sanitized
 
 NAME = "permutohedral"
@@ -130,21 +131,16 @@ def test_filter(items, batch, channels, reverse):
     np.testing.assert_allclose(result, on_cpu.numpy(), rtol=3e-6, atol=3e-6)
 
 
-def as_array(tensor: torch.Tensor) -> np.ndarray:
-    """bfloat16 as its bits."""
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_values_of_other_types_are_summed_in_float32(dtype):
     module = load(NAME)
     features = points(1, 50, 2, spread=0.5)
     values = torch.rand(1, 3, 50, dtype=torch.float64).to(dtype)
-    narrow = as_array(torch.zeros_like(values))
-    module.filter(features, as_array(values), str(dtype)[6:], False, narrow)
+    narrow = to_array(torch.zeros_like(values))
+    module.filter(features, to_array(values), str(dtype)[6:], False, narrow)
     wide = np.zeros(values.shape, np.float32)
     module.filter(features, values.float().numpy(), "float32", False, wide)
-    np.testing.assert_array_equal(narrow, as_array(torch.from_numpy(wide).to(dtype)))
+    np.testing.assert_array_equal(narrow, to_array(torch.from_numpy(wide).to(dtype)))
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -8,20 +8,10 @@ import torch
 
 from segkern.reference import roi as reference
 
+from .arrays import to_array, to_double
 from .harness import Call, check_orders, load, poisoned, run_sanitized
 
 MODES = ["align", "pinv", "pinv_mean", "norm", "gather"]  # RoiWeights
-
-
-def to_array(tensor: torch.Tensor) -> np.ndarray:
-    """NumPy's bits of a tensor; bfloat16 travels as uint16."""
-    tensor = tensor.contiguous()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def to_double(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return (tensor.view(dtype) if array.dtype == np.uint16 else tensor).double()
 
 
 def in_memory(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from segkern.models._instances.solo_levels import (
 )
 from segkern.models._instances.solo_targets import Assignment, assign, shrink_masks
 from segkern.models._options import check_choice
+from segkern.models._registry import register_model
 from segkern.models._sizes import check_batch_statistics
 from segkern.models.backbones import load_imagenet
 from segkern.nn import freeze_batch_norm
@@ -45,6 +47,11 @@ PRIOR_BIAS = -4.59511985013459
 
 # Layers trained where the trunk starts from weights.
 TRAINED_WITH_WEIGHTS = 3
+
+# A network of the family: its class scores have no channel for the background.
+register_solo = partial(
+    register_model, head="head.category.bias", head_background=False, task="instance"
+)
 
 
 @dataclass(frozen=True)
