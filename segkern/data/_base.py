@@ -35,6 +35,7 @@ class SegmentationDataset(Dataset):
         palette: (num_classes, 3) uint8 colours for pictures of label maps.
         transform: called as ``transform(image, mask, generator=g)`` with uint8 tensors, where the
             generator's seed is a function of (seed, epoch, index) alone. See `segkern.transforms`.
+            Several take turns by epoch.
         seed: the base seed of all random choices.
 
     Attributes:
@@ -48,7 +49,7 @@ class SegmentationDataset(Dataset):
         class_names: Sequence[str],
         palette: np.ndarray,
         *,
-        transform: Transform | None = None,
+        transform: Transform | Sequence[Transform] | None = None,
         seed: int = 0,
     ) -> None:
         if seed < 0:
@@ -91,10 +92,13 @@ class SegmentationDataset(Dataset):
                 f"{type(self).__name__}: index must be in [0, {len(self)}), got {index}"
             )
         image, mask = self.load(index)
-        if self.transform is not None:
+        transform = self.transform
+        if isinstance(transform, Sequence):
+            transform = transform[self.epoch % len(transform)]
+        if transform is not None:
             generator = torch.Generator()
             generator.manual_seed(sample_seed(self.seed, self.epoch, index))
-            image, mask = self.transform(image, mask, generator=generator)
+            image, mask = transform(image, mask, generator=generator)
         return image, mask.to(torch.int64)
 
 

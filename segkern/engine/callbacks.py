@@ -32,6 +32,8 @@ class StepGuard(Callback):
     or after `max_time` seconds from `started` the step at hand is finished, the network validated
     and saved. All processes decide together. On a GPU the loss is looked at every `log_every`
     steps, as that waits for the device; a bad loss in between still shows, in the running sum.
+
+    parts: batches of a step, whose losses lightning has divided by their number.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class StepGuard(Callback):
         *,
         epochs: int,
         steps_per_epoch: int,
+        parts: int = 1,
         max_steps: int | None = None,
         max_time: float | None = None,
         started: float | None = None,
@@ -50,6 +53,7 @@ class StepGuard(Callback):
         self.run = run
         self.epochs = epochs
         self.steps_per_epoch = steps_per_epoch
+        self.parts = parts
         self.max_steps = max_steps
         self.max_time = max_time
         self.started = time.monotonic() if started is None else started
@@ -58,6 +62,7 @@ class StepGuard(Callback):
         self.loss: float = math.nan
         self._pending: torch.Tensor | None = None
         self._count = 0
+        self._part = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -65,6 +70,10 @@ class StepGuard(Callback):
         state = self.state
         loss = outputs["loss"].detach()
         self._pending = loss.double() if self._pending is None else self._pending + loss.double()
+        self._part += 1
+        if self._part < self.parts:
+            return
+        self._part = 0
         self._count += 1
         state.batch += 1
         state.step += 1
