@@ -192,7 +192,7 @@ def train(
             "--loss",
             panel=_RECIPE,
             metavar="NAME",
-            help="cross_entropy, ohem, focal, dice or lovasz, or several with + between.",
+            help="cross_entropy, ohem, focal, dice, lovasz or border, or several with + between.",
         ),
     ] = None,
     loss_option: Annotated[
@@ -201,8 +201,8 @@ def train(
             "--loss-option",
             panel=_RECIPE,
             metavar="KEY=NUMBER",
-            help="threshold and min_kept of ohem, gamma of focal, smooth of dice; may be given "
-            "several times.",
+            help="threshold and min_kept of ohem, gamma of focal, smooth of dice, w0 and sigma of "
+            "border; may be given several times.",
         ),
     ] = None,
     label_smoothing: Annotated[

@@ -171,6 +171,8 @@ def resolve(model: str, output: str | Path, given: dict[str, Any]) -> TrainSetti
             chosen[name] = value
         else:
             raise EngineError(f"train: unknown setting {name!r}")
+    if given.get("loss") and not given.get("loss_options"):
+        recipe["loss_options"] = {}  # those there are belong to the recipe's loss
     # Of the two ways to say when the rate falls, the one that was given counts.
     for name, other in (("step_size", "step_epochs"), ("step_epochs", "step_size")):
         if given.get(name) and not given.get(other):
