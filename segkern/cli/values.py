@@ -61,7 +61,7 @@ def pairs(given: list[str] | None) -> dict[str, Any] | None:
     for pair in given or ():
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise EngineError(f"train: option must be KEY=VALUE, got {pair!r}")
+            raise EngineError(f"option must be KEY=VALUE, got {pair!r}")
         try:
             options[key] = json.loads(text)
         except ValueError:  # a plain word
