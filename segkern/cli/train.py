@@ -58,6 +58,10 @@ def train(
     epochs: Annotated[
         int | None, _option("--epochs", panel=_RUN, help="Passes over the data.")
     ] = None,
+    patience: Annotated[
+        int | None,
+        _option("--patience", panel=_RECIPE, help="Epochs without a better score (0: any number)."),
+    ] = None,
     max_steps: Annotated[
         int | None, _option("--max-steps", panel=_RUN, help="Stop after so many optimiser steps.")
     ] = None,
@@ -502,6 +506,7 @@ def train(
         show=typer.echo,
         data=data,
         epochs=epochs,
+        patience=patience,
         max_steps=max_steps,
         max_time=None if max_time is None else parse_duration(max_time),
         seed=seed,

@@ -142,7 +142,8 @@ class Recorder(Callback):
     that row back.
 
     columns: figures of a validation that get a column. score: the one of them that chooses the
-    best checkpoint. title: its name for people.
+    best checkpoint. title: its name for people. patience: epochs without a better score after which
+    the run ends, 0 for none.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class Recorder(Callback):
         title: str,
         save_best: Callable[[Path, dict[str, Any]], None],
         report: Callable[[str], None],
+        patience: int = 0,
     ) -> None:
         self.state = state
         self.run = run
@@ -165,6 +167,7 @@ class Recorder(Callback):
         self.title = title
         self.save_best = save_best
         self.report = report
+        self.patience = patience
         self._rng: dict[str, Any] | None = None
         self._before_validation: dict[str, Any] | None = None
         self._epoch_started = 0.0
@@ -204,6 +207,8 @@ class Recorder(Callback):
             state.rows = rows
             state.epoch, state.batch = state.epoch + 1, 0
             state.loss_sum, state.loss_count = 0.0, 0
+        if state.stalled(self.patience):
+            trainer.should_stop = True
         now = time.monotonic()
         elapsed, self._epoch_started = now - self._epoch_started, now
         state.seconds += elapsed

@@ -18,7 +18,7 @@ PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 DEVICES = ("auto", "cpu", "cuda")
 
 # What does not change the numbers of a run, and so may differ when it is resumed.
-FREE = ("output", "max_time", "workers", "progress", "cache")
+FREE = ("output", "max_time", "workers", "progress", "cache", "patience")
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -53,9 +53,9 @@ from segkern.nn import freeze_batch_norm
 class FitResult:
     """Outcome of `fit`.
 
-    reason: "epochs", "max_steps" or "max_time" for what ended it, "complete" where nothing was left
-    to do, "launched" for a run of several processes. best_score: mIoU, mask AP or PQ, as the
-    network's task has it; below 0 where there is none.
+    reason: "epochs", "max_steps", "max_time" or "patience" for what ended it, "complete" where
+    nothing was left to do, "launched" for a run of several processes. best_score: mIoU, mask AP or
+    PQ, as the network's task has it; below 0 where there is none.
     """
 
     run: Path
@@ -247,7 +247,8 @@ class Job:
             raise RunStopped(
                 f"train: the disk is full ({folder}); the run stopped. {_how_to_go_on(folder)}"
             ) from error
-        reason = guard.reason or "complete"
+        stalled = self.state.stalled(self.recipe.patience)
+        reason = guard.reason or ("patience" if stalled else "complete")
         result = _result(folder, reason, self.state)
         if main:
             self.journal(
@@ -279,6 +280,7 @@ class Job:
             title=self.task.score_title,
             save_best=self._save_best,
             report=self.journal,
+            patience=self.recipe.patience,
         )
         callbacks: list[Any] = [guard, recorder]
         if settings.progress and sys.stderr.isatty() and global_rank(settings) == 0:
@@ -545,7 +547,9 @@ def _build_network(settings: TrainSettings, of_data: dict[str, Any], *, resume: 
 
 def _complete(settings: TrainSettings, state: RunState) -> bool:
     steps = settings.max_steps
-    return state.epoch >= settings.recipe["epochs"] or (steps is not None and state.step >= steps)
+    stalled = state.stalled(settings.recipe["patience"])
+    done = state.epoch >= settings.recipe["epochs"]
+    return stalled or done or (steps is not None and state.step >= steps)
 
 
 def _result(run: Path, reason: str, state: RunState) -> FitResult:

@@ -60,7 +60,8 @@ class Recipe:
         micro_batch: Images that pass the network at once, whose gradients are accumulated until
             there are those of ``batch_size``, the loss being the mean over the parts; or ``None``
             for all of them. Batch norm sees these images, and those at once have to have one size.
-        epochs: Passes over the training set.
+        epochs: Passes over the training set, at most.
+        patience: Epochs after which a run ends if its score has not risen meanwhile; 0 for never.
         input: Scaling of the input, one of the modes of
             :func:`segkern.models.preprocess`: ``"unit"``, ``"caffe"``, ``"bgr"``, ``"imagenet"``,
             and others.
@@ -139,6 +140,7 @@ class Recipe:
     batch_size: int
     micro_batch: int | None = None
     epochs: int
+    patience: int = 0
     input: str = "unit"
     loss: str = "cross_entropy"
     loss_options: Mapping[str, float] = field(default_factory=dict)
@@ -231,6 +233,7 @@ class Recipe:
             "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "above 0"),
             "square_eps": (self.square_eps is None or self.square_eps > 0, "above 0"),
             "micro_batch": (self.micro_batch is None or self.micro_batch >= 1, "at least 1"),
+            "patience": (self.patience >= 0, "at least 0"),
             "jitter": (
                 self.jitter is None or 0 < self.jitter[0] <= self.jitter[1],
                 "0 < low <= high",

@@ -18,6 +18,7 @@ from segkern.engine.optim import RMSpropWithin, parameter_groups
 from segkern.engine.settings import TrainSettings, resolve
 from segkern.engine.state import RunState
 from segkern.engine.train import Job, fit
+from segkern.metrics import SegmentationMetrics
 
 # Without batch norm or dropout a step is the same however its images are taken.
 OPTIONS = {"width": 0.0625, "dropout": 0.0, "padding": "same"}
@@ -93,6 +94,23 @@ def test_steps_in_epochs(tmp_path):
     assert table["lr"].tolist() == [0.005, 0.0025, 0.00125]  # of the step that follows
     stored = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["recipe"]
     assert (stored["step_epochs"], stored["step_size"]) == (1, 0)
+
+
+def test_a_run_ends_when_its_score_no_longer_rises(tmp_path, monkeypatch):
+    scores = iter([0.1, 0.3, 0.3, 0.2, 0.9])
+    measure = SegmentationMetrics.compute
+
+    def compute(self):
+        return {**measure(self), "miou": next(scores)}
+
+    monkeypatch.setattr(SegmentationMetrics, "compute", compute)
+    given = {**TINY, "epochs": 9, "limit_train": 4, "limit_val": 1, "device": "cpu"}
+    result = fit("enet_encoder", tmp_path / "run", patience=2, **given)
+    assert (result.reason, result.epochs, result.best_epoch) == ("patience", 4, 2)
+    assert fit("enet_encoder", tmp_path / "run", resume=True).reason == "complete"
+    result = fit("enet_encoder", tmp_path / "run", resume=True, patience=0, epochs=5)
+    assert (result.reason, result.best_epoch) == ("epochs", 5)
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 6
 
 
 def test_steps_are_in_epochs_or_in_iterations():

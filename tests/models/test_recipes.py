@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
-from segkern.models import Recipe, get_entry, list_models
+from segkern.models import Recipe, create_model, get_entry, list_models
 from segkern.models._preprocess import mean_pixel
 from segkern.transforms import build_train_transform
 
@@ -27,8 +28,8 @@ ESP = {"optimizer": "adam", "lr": 5e-4, "weight_decay": 5e-4, "schedule": "step"
        "loss_reduction": "weights", "resize": (512, 1024), "vertical_flip": True}  # fmt: skip
 TIRAMISU = {"optimizer": "rmsprop", "lr": 1e-3, "smoothing": 0.9, "square_eps": 1e-6,
             "weight_decay": 2e-4, "schedule": "step", "step_epochs": 1, "gamma": 0.995,
-            "batch_size": 3, "epochs": 750, "bias_decay_mult": 0.0, "norm_shift_decay": False,
-            "crop": (224, 224), "flip": True}  # fmt: skip
+            "batch_size": 3, "epochs": 750, "patience": 150, "bias_decay_mult": 0.0,
+            "norm_shift_decay": False, "crop": (224, 224), "flip": True}  # fmt: skip
 ENET = {"optimizer": "adam", "lr": 5e-4, "weight_decay": 2e-4, "schedule": "step",
         "step_epochs": 100, "batch_size": 10, "epochs": 300, "class_weights": "enet",
         "loss_reduction": "weights", "resize": (360, 480)}  # fmt: skip
@@ -148,3 +149,22 @@ def test_order_of_pspnets_augmentation():
     assert names == [
         "RandomScale", "RandomTurn", "RandomApply", "PadTo", "RandomCrop", "RandomHorizontalFlip",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("deeplabv1", {"logits": (9, 13)}),
+        ("deeplabv2", {"logits": (9, 13), "scale_100": (9, 13), "scale_75": (9, 13),
+                       "scale_50": (5, 7)}),
+        ("refinenet", {"logits": (17, 25)}),
+        ("pspnet", {"out": (65, 97), "aux": (65, 97)}),
+        ("danet", dict.fromkeys(("out", "position", "channel"), (65, 97))),
+        ("gfrnet", dict.fromkeys(("out", *(f"stage_{i}" for i in range(1, 6))), (65, 97))),
+    ],
+)  # fmt: skip
+def test_sizes_at_which_the_losses_are_taken(name, sizes):
+    network = create_model(name, num_classes=3, width=0.03125).train()
+    with torch.no_grad():
+        outputs = network(torch.zeros(2, 3, 65, 97))
+    assert {k: tuple(outputs[k].shape[-2:]) for k in network.recipe.outputs} == sizes

@@ -25,7 +25,7 @@ GIVEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["pspnet", "espnet", "unet", "dilation8"])
+@pytest.mark.parametrize("name", ["espnet", "unet", "danet"])
 def test_models_prints_the_whole_recipe_beside_the_reported_result(
     segkern: Call, name, monkeypatch
 ):
