@@ -341,7 +341,10 @@ RECIPE_ALEXNET = dataclasses.replace(
     loss_reduction="pixels",
     bias_lr_mult=1.0,
     bias_decay_mult=1.0,
-    notes="100 000 iterations from CaffeNet, images at their own size.",
+    notes=(
+        "100 000 iterations from CaffeNet, images at their own size. In the release the bias of "
+        "the score alone has twice the rate and no decay."
+    ),
     source="fcn.berkeleyvision.org voc-fcn-alexnet/solver.prototxt, train.prototxt",
 )
 RECIPE_GOOGLENET = dataclasses.replace(
