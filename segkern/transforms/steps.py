@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
+
+from segkern.transforms.elastic import mirrored
 
 
 class ResizePair(v2.Transform):
@@ -241,19 +242,12 @@ class CropWithMargin(v2.Transform):
             found[self.margin :, self.margin :][: part.shape[0], : part.shape[1]] = part
             return tv_tensors.wrap(found, like=inpt)
         for axis, (first, wanted) in enumerate(zip(params["first"], self.size, strict=True), 1):
-            places = np.arange(first - self.margin, first + wanted + self.margin)
-            plain = plain.index_select(axis, _mirrored(places, plain.shape[axis]))
+            places = torch.arange(first - self.margin, first + wanted + self.margin)
+            plain = plain.index_select(axis, mirrored(places, plain.shape[axis]))
         return tv_tensors.wrap(plain, like=inpt)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, margin={self.margin}"
-
-
-def _mirrored(places: np.ndarray, length: int) -> Tensor:
-    """Places folded into 0 .. length - 1."""
-    period = max(2 * (length - 1), 1)
-    folded = places % period
-    return torch.from_numpy(np.minimum(folded, period - folded) if length > 1 else 0 * places)
 
 
 def _resize(inpt: Any, size: tuple[int, int]) -> Any:
