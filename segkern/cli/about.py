@@ -23,12 +23,22 @@ def models(
     pattern: Annotated[
         str, typer.Argument(help="A name, or shell wildcards as in 'segnet*'.", show_default=False)
     ] = "*",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="KEY=VALUE",
+            help="An option of a network whose recipe depends on it, as backbone=vgg16.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """List the networks; with the name of one, its recipe."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    from segkern.cli import values
     from segkern.engine.errors import EngineError
     from segkern.models import get_entry, get_weights, list_models
     from segkern.models._flops import count_flops
@@ -67,6 +77,14 @@ def models(
         console.print("segkern models NAME shows a network's recipe.")
         return
     entry = get_entry(names[0])
+    options = values.pairs(option) or {}
+    unknown = sorted(set(options) - set(entry.options))
+    if unknown:
+        raise EngineError(
+            f"models: {entry.name} has no option {', '.join(unknown)}; its own are "
+            f"{', '.join(entry.options)}"
+        )
+    chosen = entry.choose_recipe(options)
     facts = Table.grid(padding=(0, 2))
     facts.add_row("task", entry.task)
     facts.add_row("parameters", f"{entry.parameters:,} at {entry.num_classes} classes")
@@ -88,8 +106,8 @@ def models(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for field in dataclasses.fields(entry.recipe):
-        value = getattr(entry.recipe, field.name)
+    for field in dataclasses.fields(chosen):
+        value = getattr(chosen, field.name)
         recipe.add_row(field.name, "none" if value is None else str(value))
     console.print(recipe)
 

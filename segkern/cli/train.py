@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,6 +58,10 @@ def train(
     epochs: Annotated[
         int | None, _option("--epochs", panel=_RUN, help="Passes over the data.")
     ] = None,
+    patience: Annotated[
+        int | None,
+        _option("--patience", panel=_RECIPE, help="Epochs without a better score (0: any number)."),
+    ] = None,
     max_steps: Annotated[
         int | None, _option("--max-steps", panel=_RUN, help="Stop after so many optimiser steps.")
     ] = None,
@@ -105,12 +108,30 @@ def train(
     batch_size: Annotated[
         int | None, _option("--batch-size", panel=_RECIPE, help="Images a step, over all devices.")
     ] = None,
+    micro_batch: Annotated[
+        str | None,
+        _option(
+            "--micro-batch",
+            panel=_RECIPE,
+            metavar="N|none",
+            help="Images at once on a device; gradients are accumulated for a step.",
+        ),
+    ] = None,
     optimizer: Annotated[
         str | None,
         _option("--optimizer", panel=_RECIPE, metavar="NAME", help="sgd, adam or rmsprop."),
     ] = None,
     lr: Annotated[float | None, _option("--lr", panel=_RECIPE, help="Learning rate.")] = None,
     momentum: Annotated[float | None, _option("--momentum", panel=_RECIPE, help="Of SGD.")] = None,
+    square_eps: Annotated[
+        str | None,
+        _option(
+            "--square-eps",
+            panel=_RECIPE,
+            metavar="E|none",
+            help="Added to RMSprop's mean square (none: torch's rule).",
+        ),
+    ] = None,
     weight_decay: Annotated[
         float | None, _option("--weight-decay", panel=_RECIPE, help="L2 added to the gradient.")
     ] = None,
@@ -123,6 +144,10 @@ def train(
     step_size: Annotated[
         int | None,
         _option("--step-size", panel=_RECIPE, help="Iterations between two steps of 'step'."),
+    ] = None,
+    step_epochs: Annotated[
+        int | None,
+        _option("--step-epochs", panel=_RECIPE, help="Epochs between them instead."),
     ] = None,
     milestones: Annotated[
         str | None,
@@ -162,7 +187,7 @@ def train(
             "--class-weights",
             panel=_RECIPE,
             metavar="NAME",
-            help="none, enet, espnet or median_frequency.",
+            help="none, enet, espnet, median_frequency or segnet.",
         ),
     ] = None,
     loss: Annotated[
@@ -171,7 +196,7 @@ def train(
             "--loss",
             panel=_RECIPE,
             metavar="NAME",
-            help="cross_entropy, ohem, focal, dice or lovasz, or several with + between.",
+            help="cross_entropy, ohem, focal, dice, lovasz or border, or several with + between.",
         ),
     ] = None,
     loss_option: Annotated[
@@ -180,8 +205,8 @@ def train(
             "--loss-option",
             panel=_RECIPE,
             metavar="KEY=NUMBER",
-            help="threshold and min_kept of ohem, gamma of focal, smooth of dice; may be given "
-            "several times.",
+            help="threshold and min_kept of ohem, gamma of focal, smooth of dice, w0 and sigma of "
+            "border; may be given several times.",
         ),
     ] = None,
     label_smoothing: Annotated[
@@ -222,6 +247,14 @@ def train(
             help="Decay norm layers and PReLU slopes.",
         ),
     ] = None,
+    norm_shift_decay: Annotated[
+        bool | None,
+        _option(
+            "--norm-shift-decay/--no-norm-shift-decay",
+            panel=_RECIPE,
+            help="Decay the shifts of norm layers with them.",
+        ),
+    ] = None,
     crf_weights_lr_mult: Annotated[
         float | None,
         _option(
@@ -238,11 +271,15 @@ def train(
             help="Factor on the rate of a CRF's compatibilities.",
         ),
     ] = None,
-    crop: Annotated[
-        str | None, _option("--crop", panel=_RECIPE, metavar="HxW|none", help="Random crop.")
-    ] = None,
-    flip: Annotated[
-        bool | None, _option("--flip/--no-flip", panel=_RECIPE, help="Mirror images at random.")
+    passes: Annotated[
+        str | None,
+        _option(
+            "--passes",
+            panel=_RECIPE,
+            metavar="H,W,TRIM;...|none",
+            help="Factors on the images' size in the epochs, by turns, and the pixels lost at "
+            "most at a border.",
+        ),
     ] = None,
     scale: Annotated[
         str | None,
@@ -251,6 +288,48 @@ def train(
     scale_step: Annotated[
         float | None, _option("--scale-step", panel=_RECIPE, help="Step of the random scales.")
     ] = None,
+    rotate: Annotated[
+        str | None,
+        _option(
+            "--rotate",
+            panel=_RECIPE,
+            metavar="DEGREES|none",
+            help="Turn half of the images by up to so much.",
+        ),
+    ] = None,
+    blur: Annotated[
+        str | None,
+        _option(
+            "--blur",
+            panel=_RECIPE,
+            metavar="PIXELS|none",
+            help="Gaussian blur of half of the images, side of its kernel.",
+        ),
+    ] = None,
+    crop: Annotated[
+        str | None, _option("--crop", panel=_RECIPE, metavar="HxW|none", help="Random crop.")
+    ] = None,
+    crop_pad: Annotated[
+        str | None,
+        _option(
+            "--crop-pad",
+            panel=_RECIPE,
+            metavar="NAME",
+            help="Smaller images lie in the crop at random, in its centre or at the start (end).",
+        ),
+    ] = None,
+    crop_colour: Annotated[
+        str | None,
+        _option(
+            "--crop-colour", panel=_RECIPE, metavar="NAME", help="Of what is added: mean or black."
+        ),
+    ] = None,
+    crop_margin: Annotated[
+        int | None,
+        _option(
+            "--crop-margin", panel=_RECIPE, help="Pixels around the crop, seen and not labelled."
+        ),
+    ] = None,
     elastic: Annotated[
         str | None,
         _option(
@@ -258,6 +337,17 @@ def train(
             panel=_RECIPE,
             metavar="PIXELS|none",
             help="Elastic deformation: standard deviation of its displacements.",
+        ),
+    ] = None,
+    flip: Annotated[
+        bool | None, _option("--flip/--no-flip", panel=_RECIPE, help="Mirror images at random.")
+    ] = None,
+    vertical_flip: Annotated[
+        bool | None,
+        _option(
+            "--vertical-flip/--no-vertical-flip",
+            panel=_RECIPE,
+            help="Mirror them top and bottom at random.",
         ),
     ] = None,
     jitter: Annotated[
@@ -401,6 +491,7 @@ def train(
 
     Example: segkern train enet --data camvid:DIR --output runs/enet --max-time 50m
     """
+    from segkern.cli import values
     from segkern.engine.errors import EngineError
     from segkern.engine.settings import parse_duration, parse_size
     from segkern.engine.train import fit
@@ -415,6 +506,7 @@ def train(
         show=typer.echo,
         data=data,
         epochs=epochs,
+        patience=patience,
         max_steps=max_steps,
         max_time=None if max_time is None else parse_duration(max_time),
         seed=seed,
@@ -423,21 +515,24 @@ def train(
         limit_val=limit_val,
         absent=absent,
         batch_size=batch_size,
+        micro_batch=values.number("micro_batch", micro_batch, int),
         optimizer=optimizer,
         lr=lr,
         momentum=momentum,
+        square_eps=values.number("square_eps", square_eps),
         weight_decay=weight_decay,
         schedule=schedule,
         step_size=step_size,
-        milestones=None if milestones is None else _numbers("milestones", milestones),
+        step_epochs=step_epochs,
+        milestones=values.numbers("milestones", milestones),
         gamma=gamma,
         power=power,
         warmup_steps=warmup_steps,
         warmup_factor=warmup_factor,
-        clip_norm=clip_norm if clip_norm in (None, "none") else _numbers("clip_norm", clip_norm)[0],
+        clip_norm=values.number("clip_norm", clip_norm),
         class_weights=class_weights,
         loss=loss,
-        loss_options=_pairs(loss_option),
+        loss_options=values.pairs(loss_option),
         label_smoothing=label_smoothing,
         loss_reduction=loss_reduction,
         input=input_mode,
@@ -446,12 +541,20 @@ def train(
         crf_weights_lr_mult=crf_weights_lr_mult,
         crf_compatibility_lr_mult=crf_compatibility_lr_mult,
         norm_decay=norm_decay,
-        crop=crop if crop in (None, "none") else parse_size(crop),
-        flip=flip,
-        scale=scale if scale in (None, "none") else _range("scale", scale),
+        norm_shift_decay=norm_shift_decay,
+        passes=values.passes(passes),
+        scale=values.span("scale", scale),
         scale_step=scale_step,
-        elastic=elastic if elastic in (None, "none") else _pixels(elastic),
-        jitter=jitter if jitter in (None, "none") else _range("jitter", jitter),
+        rotate=values.number("rotate", rotate),
+        blur=values.number("blur", blur, int),
+        crop=crop if crop in (None, "none") else parse_size(crop),
+        crop_pad=crop_pad,
+        crop_colour=crop_colour,
+        crop_margin=crop_margin,
+        elastic=values.number("elastic", elastic),
+        flip=flip,
+        vertical_flip=vertical_flip,
+        jitter=values.span("jitter", jitter),
         aspect_groups=aspect_groups,
         head_lr_mult=head_lr_mult,
         depthwise_decay=depthwise_decay,
@@ -459,7 +562,7 @@ def train(
         label_grid=label_grid,
         weights=weights,
         weights_backbone=weights_backbone,
-        model_options=_options(option, crf),
+        model_options={**({"crf": True} if crf else {}), **(values.pairs(option) or {})} or None,
         device=device,
         devices=devices,
         nodes=nodes,
@@ -477,54 +580,3 @@ def train(
         )
     if int(os.environ.get("RANK", 0)) == 0:
         typer.echo(f"run: {result.run}")
-
-
-def _range(name: str, text: str) -> tuple[float, float]:
-    from segkern.engine.errors import EngineError
-
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise EngineError(f"train: {name} must be LOW,HIGH, like 0.5,2, got {text!r}") from error
-    return low, high
-
-
-def _numbers(name: str, text: str) -> tuple[float, ...]:
-    from segkern.engine.errors import EngineError
-
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise EngineError(f"train: {name} must be numbers, like 0.5, got {text!r}") from error
-
-
-def _pixels(text: str) -> float:
-    from segkern.engine.errors import EngineError
-
-    try:
-        pixels = float(text)
-    except ValueError:
-        pixels = -1.0
-    if not 0 <= pixels < float("inf"):
-        raise EngineError(f"train: elastic must be a number from 0 on, or none, got {text!r}")
-    return pixels
-
-
-def _options(pairs: list[str] | None, crf: bool) -> dict[str, Any] | None:
-    return {**({"crf": True} if crf else {}), **(_pairs(pairs) or {})} or None
-
-
-def _pairs(pairs: list[str] | None) -> dict[str, Any] | None:
-    """KEY=VALUE as a dict, values as JSON where they are; None for none."""
-    from segkern.engine.errors import EngineError
-
-    options: dict[str, Any] = {}
-    for pair in pairs or ():
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise EngineError(f"train: option must be KEY=VALUE, got {pair!r}")
-        try:
-            options[key] = json.loads(text)
-        except ValueError:  # a plain word
-            options[key] = text
-    return options or None

@@ -20,6 +20,11 @@ _SCALES = typer.Option(
 _WINDOW = typer.Option(
     "--window", metavar="HxW", help="Run images in overlapping windows (the whole image at once)."
 )
+_MERGE = typer.Option(
+    "--merge",
+    metavar="NAME",
+    help="Mirror images are averaged as softmax (DeepLab) or as logits (PSPNet).",
+)
 _STRIDE = typer.Option(
     "--output-stride", metavar="N", help="Of the features, 8 or 16 (as trained)."
 )
@@ -79,6 +84,7 @@ def evaluate(
     crf: Annotated[str | None, _CRF] = None,
     scales: Annotated[str | None, _SCALES] = None,
     window: Annotated[str | None, _WINDOW] = None,
+    merge: Annotated[str, _MERGE] = "softmax",
     output_stride: Annotated[int | None, _STRIDE] = None,
     score: Annotated[float | None, _SCORE] = None,
     pictures: Annotated[
@@ -115,7 +121,7 @@ def evaluate(
             boundary=boundary,
             tta=tta,
             crf=_settings(crf),
-            protocol=_protocol(scales, window),
+            protocol=_protocol(scales, window, merge),
             output_stride=output_stride,
             score=score,
             pictures=pictures,
@@ -154,6 +160,7 @@ def predict(
     ] = False,
     scales: Annotated[str | None, _SCALES] = None,
     window: Annotated[str | None, _WINDOW] = None,
+    merge: Annotated[str, _MERGE] = "softmax",
     output_stride: Annotated[int | None, _STRIDE] = None,
     score: Annotated[float | None, _SCORE] = None,
     json: Annotated[
@@ -178,7 +185,7 @@ def predict(
             tta=tta,
             crf=_settings(crf),
             probs=probs,
-            protocol=_protocol(scales, window),
+            protocol=_protocol(scales, window, merge),
             output_stride=output_stride,
             score=score,
             json=json,
@@ -202,7 +209,7 @@ def _settings(crf: str | None) -> Any:
     return None if crf is None else find_settings(crf)
 
 
-def _protocol(scales: str | None, window: str | None) -> Any:
+def _protocol(scales: str | None, window: str | None, merge: str = "softmax") -> Any:
     from segkern.engine.errors import EngineError
     from segkern.engine.inference import Protocol
     from segkern.engine.settings import parse_size
@@ -211,4 +218,5 @@ def _protocol(scales: str | None, window: str | None) -> Any:
         factors = (1.0,) if scales is None else tuple(float(part) for part in scales.split(","))
     except ValueError as error:
         raise EngineError(f"scales must be numbers, like 0.5,1,1.5, got {scales!r}") from error
-    return Protocol(factors, window=None if window is None else parse_size(window))
+    size = None if window is None else parse_size(window)
+    return Protocol(factors, window=size, merge=merge)

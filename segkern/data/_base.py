@@ -36,6 +36,7 @@ class SegmentationDataset(SampledDataset):
         palette: (num_classes, 3) uint8 colours for pictures of label maps.
         transform: called as ``transform(image, mask, generator=g)`` with uint8 tensors, where the
             generator's seed is a function of (seed, epoch, index) alone. See `segkern.transforms`.
+            Several take turns by epoch.
         seed: the base seed of all random choices.
 
     Attributes:
@@ -49,7 +50,7 @@ class SegmentationDataset(SampledDataset):
         class_names: Sequence[str],
         palette: np.ndarray,
         *,
-        transform: Transform | None = None,
+        transform: Transform | Sequence[Transform] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(transform, seed)
@@ -64,10 +65,13 @@ class SegmentationDataset(SampledDataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         self.check_index(index)
         image, mask = self.load(index)
-        if self.transform is not None:
+        transform = self.transform
+        if isinstance(transform, Sequence):
+            transform = transform[self.epoch % len(transform)]
+        if transform is not None:
             generator = torch.Generator()
             generator.manual_seed(sample_seed(self.seed, self.epoch, index))
-            image, mask = self.transform(image, mask, generator=generator)
+            image, mask = transform(image, mask, generator=generator)
         return image, mask.to(torch.int64)
 
 

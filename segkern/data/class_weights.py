@@ -13,8 +13,9 @@ from torch import Tensor
 
 from segkern.data._base import SegmentationDataset
 from segkern.data._cache import cache_dir, digest, read_json, write_json
+from segkern.data.camvid import CamVid
 
-METHODS = ("median_frequency", "enet", "espnet", "segnet_camvid")
+METHODS = ("median_frequency", "enet", "espnet", "segnet", "segnet_camvid")
 ESPNET_CONSTANT = 1.10
 
 SEGNET_CAMVID_WEIGHTS = (
@@ -133,8 +134,9 @@ def class_weights(
 
     Args:
         dataset: the training split.
-        method: ``"median_frequency"``, ``"enet"``, ``"espnet"`` (the same with c = 1.10), or
-            ``"segnet_camvid"`` for the released vector.
+        method: ``"median_frequency"``, ``"enet"``, ``"espnet"`` (the same with c = 1.10),
+            ``"segnet_camvid"`` for the released vector, or ``"segnet"``: that vector for CamVid,
+            median frequencies for other data.
         cache: folder for the counts; None is ``class_counts`` in the cache folder (`cache_dir`),
             False keeps nothing. A folder that cannot be written is no error.
         c: the constant of ``"enet"``.
@@ -147,6 +149,8 @@ def class_weights(
         raise ValueError(
             f"class_weights: method must be one of {', '.join(METHODS)}, got {method!r}"
         )
+    if method == "segnet":
+        method = "segnet_camvid" if isinstance(dataset, CamVid) else "median_frequency"
     if method == "segnet_camvid":
         if dataset.num_classes != len(SEGNET_CAMVID_WEIGHTS) or with_void:
             raise ValueError(

@@ -32,6 +32,8 @@ class StepGuard(Callback):
     or after `max_time` seconds from `started` the step at hand is finished, the network validated
     and saved. All processes decide together. On a GPU the loss is looked at every `log_every`
     steps, as that waits for the device; a bad loss in between still shows, in the running sum.
+
+    parts: batches of a step, whose losses lightning has divided by their number.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class StepGuard(Callback):
         *,
         epochs: int,
         steps_per_epoch: int,
+        parts: int = 1,
         max_steps: int | None = None,
         max_time: float | None = None,
         started: float | None = None,
@@ -50,6 +53,7 @@ class StepGuard(Callback):
         self.run = run
         self.epochs = epochs
         self.steps_per_epoch = steps_per_epoch
+        self.parts = parts
         self.max_steps = max_steps
         self.max_time = max_time
         self.started = time.monotonic() if started is None else started
@@ -58,6 +62,7 @@ class StepGuard(Callback):
         self.loss: float = math.nan
         self._pending: torch.Tensor | None = None
         self._count = 0
+        self._part = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -65,6 +70,10 @@ class StepGuard(Callback):
         state = self.state
         loss = outputs["loss"].detach()
         self._pending = loss.double() if self._pending is None else self._pending + loss.double()
+        self._part += 1
+        if self._part < self.parts:
+            return
+        self._part = 0
         self._count += 1
         state.batch += 1
         state.step += 1
@@ -133,7 +142,8 @@ class Recorder(Callback):
     that row back.
 
     columns: figures of a validation that get a column. score: the one of them that chooses the
-    best checkpoint. title: its name for people.
+    best checkpoint. title: its name for people. patience: epochs without a better score after which
+    the run ends, 0 for none.
     """
 
     def __init__(
@@ -147,6 +157,7 @@ class Recorder(Callback):
         title: str,
         save_best: Callable[[Path, dict[str, Any]], None],
         report: Callable[[str], None],
+        patience: int = 0,
     ) -> None:
         self.state = state
         self.run = run
@@ -156,6 +167,7 @@ class Recorder(Callback):
         self.title = title
         self.save_best = save_best
         self.report = report
+        self.patience = patience
         self._rng: dict[str, Any] | None = None
         self._before_validation: dict[str, Any] | None = None
         self._epoch_started = 0.0
@@ -195,6 +207,8 @@ class Recorder(Callback):
             state.rows = rows
             state.epoch, state.batch = state.epoch + 1, 0
             state.loss_sum, state.loss_count = 0.0, 0
+        if state.stalled(self.patience):
+            trainer.should_stop = True
         now = time.monotonic()
         elapsed, self._epoch_started = now - self._epoch_started, now
         state.seconds += elapsed

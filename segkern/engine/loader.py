@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,21 +24,45 @@ def collate_by_size(samples: list[Sample]) -> list[Sample]:
     return [collate(group) for group in groups.values()]
 
 
+def parts_of_step(batch_size: int, micro_batch: int | None, world: int = 1) -> int:
+    """Batches whose gradients are accumulated for an optimiser step.
+
+    batch_size counts all `world` processes; micro_batch, of one of them, may be larger than its
+    share, which it then is.
+    """
+    own = batch_size // world
+    at_once = own if micro_batch is None else min(micro_batch, own)
+    if own % at_once:
+        raise EngineError(
+            "train: micro_batch must divide the images of a step "
+            f"{'on each device ' if world > 1 else ''}({own}), got {micro_batch}"
+        )
+    return own // at_once
+
+
 class EpochBatches:
     """Indices of the batches of an epoch: `EpochSampler`'s, cut into this process's batches.
 
-    batch_size: samples of an optimiser step over all `world` processes.
+    batch_size: samples of an optimiser step over all `world` processes. micro_batch: samples of a
+    batch, where a step's are taken in several.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        micro_batch: int | None = None,
     ) -> None:
         self._own = batch_size // world
         self._sampler = EpochSampler(length, seed, rank, world, uneven="drop")
-        self._batches = BatchSampler(self._sampler, self._own, drop_last=True)
+        at_once = self._own // parts_of_step(batch_size, micro_batch, world)
+        self._batches = BatchSampler(self._sampler, at_once, drop_last=True)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and how many of its first batches to leave out on resuming."""
+        """Choose the epoch, and how many of its first steps to leave out on resuming."""
         self._sampler.set_epoch(epoch, start=start * self._own)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -55,9 +80,9 @@ class TrainLoader:
     the loader. Samples left over at the end of an epoch, fewer than a batch, are not used in that
     epoch.
 
-    batch_size: samples of an optimiser step over all `world` processes. batches: indices of an
-    epoch's batches, as many as there are whole ones, and `set_epoch(epoch, start)`; None is
-    `EpochBatches`.
+    batch_size: samples of an optimiser step over all `world` processes. parts: batches of a step.
+    batches: indices of an epoch's batches, and `set_epoch(epoch, start)`, `start` in steps; None is
+    `EpochBatches` of one part.
     """
 
     def __init__(
@@ -69,6 +94,7 @@ class TrainLoader:
         state: RunState,
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
         batches: Any = None,
@@ -86,6 +112,7 @@ class TrainLoader:
         self.dataset = dataset
         self.state = state
         self.steps_per_epoch = len(dataset) // batch_size
+        self.parts = parts
         if batches is None:
             batches = EpochBatches(len(dataset), batch_size, seed, rank, world)
         self._batches = batches
@@ -100,12 +127,13 @@ class TrainLoader:
         )
 
     def __len__(self) -> int:
-        return self.steps_per_epoch - self.state.batch
+        return self.parts * (self.steps_per_epoch - self.state.batch)
 
     def __iter__(self) -> Iterator[Sample]:
         self.dataset.set_epoch(self.state.epoch)
         self._batches.set_epoch(self.state.epoch, start=self.state.batch)
-        yield from self._loader
+        # The parts of a step that is not whole any more are left.
+        yield from itertools.islice(self._loader, len(self))
 
 
 def validation_loader(

@@ -19,23 +19,26 @@ def parameter_groups(
     bias_lr_mult: float = 1.0,
     bias_decay_mult: float = 1.0,
     norm_decay: bool = True,
+    norm_shift_decay: bool = True,
     crf_weights_lr_mult: float = 1.0,
     crf_compatibility_lr_mult: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Split the trainable parameters of `network` into at most five groups.
+    """Split the trainable parameters of `network` into at most six groups.
 
     * weights of convolutions and linear layers: `lr`, `weight_decay`;
     * their biases: `lr * bias_lr_mult`, `weight_decay * bias_decay_mult` (Caffe's lr_mult and
       decay_mult);
     * everything else with at most one dimension (scale and shift of normalisation layers, PReLU
       slopes): `lr`, and `weight_decay` only where `norm_decay` is true;
+    * of these, where `norm_shift_decay` is false, the shifts in a group that is not decayed;
     * kernel weights and compatibilities of CRF layers, a group each: `lr` times their factor, no
       decay, which would draw them to a CRF that does nothing.
 
     Groups have the key `name`; empty groups are left out. A parameter shared by two layers is
     listed once.
     """
-    norms, biases, weights, crf_weights, crf_compatibilities = [], [], [], [], []
+    norms, shifts, biases, weights = [], [], [], []
+    crf_weights, crf_compatibilities = [], []
     seen: set[int] = set()
     for module in network.modules():
         own = list(module.named_parameters(recurse=False))
@@ -51,7 +54,7 @@ def parameter_groups(
             elif name == "bias" and has_weight_matrix:
                 biases.append(parameter)
             else:
-                norms.append(parameter)
+                (shifts if name == "bias" and not norm_shift_decay else norms).append(parameter)
     groups = [
         {"name": "weight", "params": weights, "lr": lr, "weight_decay": weight_decay},
         {
@@ -66,6 +69,7 @@ def parameter_groups(
             "lr": lr,
             "weight_decay": weight_decay if norm_decay else 0.0,
         },
+        {"name": "norm_shift", "params": shifts, "lr": lr, "weight_decay": 0.0},
         {
             "name": "crf_weights",
             "params": crf_weights,
@@ -91,6 +95,7 @@ def build_optimizer(network: nn.Module, recipe: Any) -> torch.optim.Optimizer:
         bias_lr_mult=recipe.bias_lr_mult,
         bias_decay_mult=recipe.bias_decay_mult,
         norm_decay=recipe.norm_decay,
+        norm_shift_decay=recipe.norm_shift_decay,
         crf_weights_lr_mult=recipe.crf_weights_lr_mult,
         crf_compatibility_lr_mult=recipe.crf_compatibility_lr_mult,
     )
@@ -104,11 +109,47 @@ def build_optimizer(network: nn.Module, recipe: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(groups, lr=recipe.lr)
+    if recipe.optimizer == "rmsprop" and recipe.square_eps is not None:
+        return RMSpropWithin(groups, lr=recipe.lr, alpha=recipe.smoothing, eps=recipe.square_eps)
     if recipe.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=recipe.lr, alpha=recipe.smoothing)
     raise EngineError(
         f"train: optimizer must be 'sgd', 'adam' or 'rmsprop', got {recipe.optimizer!r}"
     )
+
+
+class RMSpropWithin(torch.optim.Optimizer):
+    """RMSprop that divides by sqrt(mean square + eps), as Lasagne's; torch's by sqrt(.) + eps.
+
+    Small gradients make steps in proportion to them here, where torch's rule makes them all alike.
+    """
+
+    def __init__(self, params: Any, *, lr: float, alpha: float, eps: float) -> None:
+        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            owners = [p for p in group["params"] if p.grad is not None]
+            if not owners:
+                continue
+            for p in owners:
+                if not self.state[p]:
+                    self.state[p]["square_avg"] = torch.zeros_like(p)
+            squares = [self.state[p]["square_avg"] for p in owners]
+            grads = torch._foreach_add(
+                [p.grad for p in owners], owners, alpha=group["weight_decay"]
+            )
+            torch._foreach_mul_(squares, group["alpha"])
+            torch._foreach_addcmul_(squares, grads, grads, value=1 - group["alpha"])
+            roots = torch._foreach_add(squares, group["eps"])
+            torch._foreach_sqrt_(roots)
+            torch._foreach_addcdiv_(owners, grads, roots, value=-group["lr"])
+        return loss
 
 
 def split_groups(

@@ -18,7 +18,7 @@ PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 DEVICES = ("auto", "cpu", "cuda")
 
 # What does not change the numbers of a run, and so may differ when it is resumed.
-FREE = ("output", "max_time", "workers", "progress", "cache")
+FREE = ("output", "max_time", "workers", "progress", "cache", "patience")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -91,6 +91,7 @@ class TrainSettings:
             if self.recipe.get(name) is not None:
                 self.recipe[name] = tuple(self.recipe[name])
         try:
+            self.recipe["passes"] = tuple(tuple(one) for one in self.recipe.get("passes") or ())
             # Runs of an earlier version lack the fields that are new since.
             self.recipe = dataclasses.asdict(Recipe(**self.recipe))
         except (TypeError, ValueError) as error:
@@ -170,6 +171,12 @@ def resolve(model: str, output: str | Path, given: dict[str, Any]) -> TrainSetti
             chosen[name] = value
         else:
             raise EngineError(f"train: unknown setting {name!r}")
+    if given.get("loss") and not given.get("loss_options"):
+        recipe["loss_options"] = {}  # those there are belong to the recipe's loss
+    # Of the two ways to say when the rate falls, the one that was given counts.
+    for name, other in (("step_size", "step_epochs"), ("step_epochs", "step_size")):
+        if given.get(name) and not given.get(other):
+            recipe[other] = 0
     chosen.setdefault("data", task_of(model).default_data)
     # Pictures drawn on the fly have the size that was asked for; only files are brought to the
     # paper's.

@@ -70,6 +70,10 @@ class RunState:
     rng: list[dict[str, Any]] = field(default_factory=list)
     losses: list[tuple[float, int]] = field(default_factory=list)
 
+    def stalled(self, patience: int) -> bool:
+        """Whether the score has not risen in the last `patience` epochs; never for 0."""
+        return 0 < patience <= self.epoch - self.best_epoch
+
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 

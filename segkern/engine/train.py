@@ -38,7 +38,7 @@ from segkern.engine.errors import EngineError, RunStopped, is_disk_full
 from segkern.engine.files import remove_leftovers, write_json
 from segkern.engine.fit_forest import check_fit, fit_at_once
 from segkern.engine.launch import launch, started_outside
-from segkern.engine.loader import TrainLoader, validation_loader
+from segkern.engine.loader import TrainLoader, parts_of_step, validation_loader
 from segkern.engine.memory import keep_freed_memory
 from segkern.engine.settings import TrainSettings, resolve, resolve_device
 from segkern.engine.settings import resume as resume_settings
@@ -53,9 +53,9 @@ from segkern.nn import freeze_batch_norm
 class FitResult:
     """Outcome of `fit`.
 
-    reason: "epochs", "max_steps" or "max_time" for what ended it, "complete" where nothing was left
-    to do, "launched" for a run of several processes. best_score: mIoU, mask AP or PQ, as the
-    network's task has it; below 0 where there is none.
+    reason: "epochs", "max_steps", "max_time" or "patience" for what ended it, "complete" where
+    nothing was left to do, "launched" for a run of several processes. best_score: mIoU, mask AP or
+    PQ, as the network's task has it; below 0 where there is none.
     """
 
     run: Path
@@ -175,7 +175,7 @@ class Job:
         self.journal = Journal(self.folder, show)
         _seed_everything(settings.seed)
         task = self.task = task_of(settings.model)
-        train_transform, val_transform = task.transforms(self.recipe)
+        train_transform, val_transform = task.transforms(self.recipe, settings.size)
         self.train_set = _open(settings, "train", train_transform)
         self.val_set = _open(settings, "val", val_transform)
         self.network = _build_network(settings, task.network_options(self.train_set), resume=resume)
@@ -186,7 +186,11 @@ class Job:
             freeze_batch_norm(self.network)
         data = _Data(settings, task, self.train_set, self.val_set, self.state)
         self.data = data
-        self.steps_per_epoch = data.train(0, settings.world).steps_per_epoch
+        loader = data.train(0, settings.world)
+        self.steps_per_epoch, self.parts = loader.steps_per_epoch, loader.parts
+        if self.recipe.step_epochs:
+            size = self.recipe.step_epochs * self.steps_per_epoch
+            self.recipe = dataclasses.replace(self.recipe, step_size=size, step_epochs=0)
         self.total_steps = self.steps_per_epoch * self.recipe.epochs
         if settings.max_steps is not None:
             self.total_steps = min(self.total_steps, settings.max_steps)
@@ -211,6 +215,7 @@ class Job:
             folder,
             epochs=self.recipe.epochs,
             steps_per_epoch=self.steps_per_epoch,
+            parts=self.parts,
             max_steps=settings.max_steps,
             max_time=settings.max_time,
             started=self.started,
@@ -242,7 +247,8 @@ class Job:
             raise RunStopped(
                 f"train: the disk is full ({folder}); the run stopped. {_how_to_go_on(folder)}"
             ) from error
-        reason = guard.reason or "complete"
+        stalled = self.state.stalled(self.recipe.patience)
+        reason = guard.reason or ("patience" if stalled else "complete")
         result = _result(folder, reason, self.state)
         if main:
             self.journal(
@@ -274,6 +280,7 @@ class Job:
             title=self.task.score_title,
             save_best=self._save_best,
             report=self.journal,
+            patience=self.recipe.patience,
         )
         callbacks: list[Any] = [guard, recorder]
         if settings.progress and sys.stderr.isatty() and global_rank(settings) == 0:
@@ -297,6 +304,7 @@ class Job:
                 strategy=strategy,
                 precision={"32": "32-true"}.get(settings.precision, settings.precision),
                 max_epochs=-1,
+                accumulate_grad_batches=self.parts,
                 gradient_clip_val=self.recipe.clip_norm,
                 gradient_clip_algorithm="norm",
                 callbacks=callbacks,
@@ -365,6 +373,7 @@ class _Data(LightningDataModule):
             state=self.state,
             rank=rank,
             world=world,
+            parts=parts_of_step(recipe.batch_size, recipe.micro_batch, world),
             workers=workers,
             pin_memory=resolve_device(self.settings.device) == "cuda",
             batches=self.task.train_batches(
@@ -498,6 +507,9 @@ def _prepare_folder(settings: TrainSettings, *, resume: bool, overwrite: bool) -
 
 
 def _open(settings: TrainSettings, split: str, transform: Any = None) -> Any:
+    # Passes of several sizes are all made of the files' own pixels.
+    passes = split == "train" and settings.recipe["passes"]
+    as_stored = passes and not settings.data.startswith("synthetic")
     return task_of(settings.model).open(
         f"train: {settings.model}",
         settings.data,
@@ -505,7 +517,7 @@ def _open(settings: TrainSettings, split: str, transform: Any = None) -> Any:
         transform=transform,
         # Every seed is measured on the same validation set.
         seed=settings.seed if split == "train" else 0,
-        size=settings.size,
+        size=None if as_stored else settings.size,
         length=settings.limit_train if split == "train" else settings.limit_val,
         cache_images=settings.cache and transform is not None,
     )
@@ -535,7 +547,9 @@ def _build_network(settings: TrainSettings, of_data: dict[str, Any], *, resume: 
 
 def _complete(settings: TrainSettings, state: RunState) -> bool:
     steps = settings.max_steps
-    return state.epoch >= settings.recipe["epochs"] or (steps is not None and state.step >= steps)
+    stalled = state.stalled(settings.recipe["patience"])
+    done = state.epoch >= settings.recipe["epochs"]
+    return stalled or done or (steps is not None and state.step >= steps)
 
 
 def _result(run: Path, reason: str, state: RunState) -> FitResult:

@@ -1,6 +1,11 @@
 """Training losses."""
 
-from segkern.losses.border import border_weights, separate_instances
+from segkern.losses.border import (
+    border_cross_entropy,
+    border_weights,
+    connected_components,
+    separate_instances,
+)
 from segkern.losses.choose import LOSSES, check_loss, pixel_loss
 from segkern.losses.cross_entropy import SegmentationLoss, segmentation_loss
 from segkern.losses.dice import dice_loss
@@ -11,7 +16,9 @@ from segkern.losses.overlap import lovasz_softmax_loss, soft_dice_loss
 __all__ = [
     "LOSSES",
     "SegmentationLoss",
+    "border_cross_entropy",
     "border_weights",
+    "connected_components",
     "check_loss",
     "dice_loss",
     "focal_cross_entropy",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from segkern.losses.border import border_cross_entropy
 from segkern.losses.cross_entropy import segmentation_loss
 from segkern.losses.hard_pixels import focal_cross_entropy, ohem_cross_entropy
 from segkern.losses.overlap import lovasz_softmax_loss, soft_dice_loss
@@ -18,6 +19,7 @@ _LOSSES: dict[str, tuple[Callable[..., Tensor], tuple[str, ...], tuple[str, ...]
     "focal": (focal_cross_entropy, ("weight", "reduction"), ("gamma",)),
     "dice": (soft_dice_loss, (), ("smooth",)),
     "lovasz": (lovasz_softmax_loss, (), ()),
+    "border": (border_cross_entropy, ("reduction",), ("w0", "sigma")),
 }
 LOSSES = tuple(_LOSSES)
 
@@ -58,13 +60,14 @@ def pixel_loss(
 
     Args:
         logits, target: (N, C, H, W) and (N, H, W), see :func:`segmentation_loss`.
-        loss: ``"cross_entropy"``, ``"ohem"``, ``"focal"``, ``"dice"`` or ``"lovasz"``; or several
-            with ``+`` between, as ``"cross_entropy+dice"``, which are added up.
+        loss: ``"cross_entropy"``, ``"ohem"``, ``"focal"``, ``"dice"``, ``"lovasz"`` or
+            ``"border"``; or several with ``+`` between, as ``"cross_entropy+dice"``, which are
+            added up.
         weight: class weights, of the first three.
-        reduction: of cross entropy and focal loss; OHEM averages over what it keeps.
+        reduction: of cross entropy, focal and border loss; OHEM averages over what it keeps.
         label_smoothing: of cross entropy and OHEM.
         options: ``threshold`` and ``min_kept`` of OHEM, ``gamma`` of focal loss, ``smooth`` of
-            dice; their functions' defaults otherwise.
+            dice, ``w0`` and ``sigma`` of border; their functions' defaults otherwise.
 
     Returns:
         a scalar, float32 or float64.

@@ -219,15 +219,17 @@ RECIPE = Recipe(
     input="imagenet",
     head_lr_mult=10.0,
     outputs={"out": 1.0, "position": 1.0, "channel": 1.0},
-    crop=(768, 768),
-    flip=True,
     scale=(0.5, 2.0),
+    crop=(768, 768),
+    crop_pad="end",
+    crop_colour="black",
+    flip=True,
     notes=(
         "From ImageNet weights, statistics of batch norm over all devices. The release's defaults "
         "are lr 0.004 at a batch of 16 for Cityscapes and ADE20K, 0.001 for PASCAL-Context, with "
         "the rate of the head times 10; epochs 240, 180 and 80. The long side is drawn from 0.5 to "
-        "2 times the base size, then padded at the right and the bottom and cropped. The "
-        "released network has 79.93 on one scale; the test result is with several scales."
+        "2 times a base size, here the image's own. The released network has 79.93 on one scale; "
+        "the test result is with several scales."
     ),
     source="arXiv:1809.02983 section 4; junfu1115/DANet experiments/segmentation/train.py",
 )

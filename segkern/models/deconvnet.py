@@ -181,6 +181,7 @@ RECIPE = Recipe(
     step_size=10_000,
     gamma=0.1,
     batch_size=64,
+    micro_batch=8,
     epochs=1,
     input="caffe",
     class_weights=None,
@@ -193,8 +194,8 @@ RECIPE = Recipe(
     notes=(
         "Stage 2: 40 000 iterations over 2.7 M crops of object proposals, about one epoch, from "
         "the weights of stage 1 (20 000 iterations, step 9 000, 0.2 M object-centred crops with "
-        "only the centre object's class kept). Batch 64 is 8 images, accumulated 8 times. The "
-        "encoder, fc6 and fc7 start from VGG16. Released mean: 104.008, 116.669, 122.675."
+        "only the centre object's class kept). The encoder, fc6 and fc7 start from VGG16. Released "
+        "mean: 104.008, 116.669, 122.675."
     ),
     source="arXiv:1505.04366 section 4; HyeonwooNoh/DeconvNet training/002_stage_2",
 )

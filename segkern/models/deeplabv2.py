@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,6 +193,7 @@ RECIPE = Recipe(
     schedule="poly",
     power=0.9,
     batch_size=10,
+    micro_batch=1,
     epochs=19,
     input="caffe",
     bias_lr_mult=2.0,
@@ -199,17 +201,19 @@ RECIPE = Recipe(
     head_lr_mult=10.0,
     outputs={"logits": 1.0, "scale_100": 1.0, "scale_75": 1.0, "scale_50": 1.0},
     label_grid="corners",
-    crop=(321, 321),
-    flip=True,
     scale=(0.5, 1.5),
+    crop=(321, 321),
+    crop_pad="end",
+    flip=True,
     notes=(
-        "For ResNet-101: 20 000 iterations on VOC's trainaug from MS-COCO weights, gradients of "
-        "ten images accumulated. VGG16: lr 1e-3, no random scale, from ImageNet. Measured on "
-        "images padded to 513x513. CRF as released: ResNet w1 4, position 67, colour 3, smoothness "
-        "3 and 1; VGG16 4, 49, 5, 3 and 3."
+        "20 000 iterations on VOC's trainaug, ResNet from MS-COCO weights, VGG16 from ImageNet's. "
+        "Measured on images padded to 513x513. CRF as released: ResNet w1 4, position 67, colour "
+        "3, smoothness 3 and 1; VGG16 4, 49, 5, 3 and 3."
     ),
     source="arXiv:1606.00915 section 4; deeplab-public-ver2 voc2012; kazuto1011/deeplab-pytorch",
 )
+
+RECIPE_VGG = dataclasses.replace(RECIPE, lr=1e-3, micro_batch=None, scale=None)
 
 
 @register_model(
@@ -217,6 +221,7 @@ RECIPE = Recipe(
     parameters=44_048_532,
     paper=PAPER,
     recipe=RECIPE,
+    recipe_of=lambda config: RECIPE_VGG if config.backbone == "vgg16" else RECIPE,
     head="branches.0.bias",
     reported={
         "VOC 2012 val mIoU, ResNet-101": 76.35,

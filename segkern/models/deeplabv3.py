@@ -172,10 +172,11 @@ RECIPE = Recipe(
     batch_size=16,
     epochs=46,
     input="imagenet",
-    crop=(513, 513),
-    flip=True,
     scale=(0.5, 2.0),
     scale_step=0.25,
+    crop=(513, 513),
+    crop_pad="end",
+    flip=True,
     notes=(
         "30 000 iterations, 46 epochs of the 10 582 images of trainaug, from ImageNet weights. "
         "Then a second stage on trainval at output stride 8 with freeze_norm and lr 0.001, again "

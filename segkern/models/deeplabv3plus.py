@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -163,18 +164,21 @@ RECIPE = Recipe(
     epochs=46,
     input="symmetric",
     depthwise_decay=False,
-    crop=(513, 513),
-    flip=True,
     scale=(0.5, 2.0),
     scale_step=0.25,
+    crop=(513, 513),
+    crop_pad="end",
+    flip=True,
     notes=(
         "30 000 iterations on VOC's trainaug from ImageNet weights; lr 0.0001 when fine-tuned on "
-        "trainval. A ResNet has a weight decay of 1e-4. Cityscapes: crop 769x769, 90 000 "
-        "iterations. Measured on the whole image, at output stride 16 or 8, best with scales 0.5 "
-        "to 1.75 (Cityscapes 0.75, 1, 1.25) and mirrored."
+        "trainval. Cityscapes: crop 769x769, 90 000 iterations. Measured on the whole image, at "
+        "output stride 16 or 8, best with scales 0.5 to 1.75 (Cityscapes 0.75, 1, 1.25) and "
+        "mirrored."
     ),
     source="arXiv:1802.02611 section 4; tensorflow/models research/deeplab/train.py",
 )
+
+RECIPE_RESNET = dataclasses.replace(RECIPE, weight_decay=1e-4)
 
 
 @register_model(
@@ -182,6 +186,7 @@ RECIPE = Recipe(
     parameters=41_055_413,
     paper=PAPER,
     recipe=RECIPE,
+    recipe_of=lambda config: RECIPE_RESNET if config.backbone.startswith("resnet") else RECIPE,
     head="classifier.bias",
     reported={
         "VOC 2012 val mIoU, Xception-65, COCO, output stride 16": 82.20,

@@ -331,12 +331,14 @@ RECIPE_FRONTEND = Recipe(
     bias_decay_mult=0.0,
     outputs={"logits": 1.0},
     label_grid="stride",
-    crop=(628, 628),
+    crop=(256, 256),
+    crop_margin=MARGIN,
     flip=True,
     notes=(
         "60 000 iterations on VOC's trainaug from VGG16. With COCO: 100 000 at 1e-3 and 40 000 at "
         "1e-4 on both, then 50 000 at 1e-5 on VOC. The loss is on scores at 1/8, labels taken at "
-        "each 8th pixel. Crop, decay, steps and mirroring are the released code's."
+        "each 8th pixel. Decay, steps and mirroring are the released code's, the crop of 628x628, "
+        "margins included, is that of the front ends for other data."
     ),
     source="arXiv:1511.07122 section 4; fyu/dilation train.py, docs/training.md",
 )
@@ -359,6 +361,7 @@ RECIPE_DILATION10 = dataclasses.replace(
     epochs=20,
     input="bgr_cityscapes",
     crop=(1024, 1024),
+    crop_margin=0,
     notes=(
         "The last of three stages, all together: 60 000 iterations of 1396x1396 with margins, "
         "batch 1. Before: the front end 40 000 iterations of 628x628 with margins, batch 8, lr "

@@ -386,13 +386,12 @@ def _initialise(network: nn.Module) -> None:
             nn.init.uniform_(module.bias, -bound, bound)
 
 
-# An epoch of CamVid is 37 iterations: 367 images, 10 a batch.
 RECIPE = Recipe(
     optimizer="adam",
     lr=5e-4,
     weight_decay=2e-4,
     schedule="step",
-    step_size=3700,
+    step_epochs=100,
     gamma=0.1,
     batch_size=10,
     epochs=300,
@@ -401,10 +400,10 @@ RECIPE = Recipe(
     loss_reduction="weights",
     resize=(360, 480),
     notes=(
-        "In two stages: enet_encoder on labels at 1/8 resolution, then enet from its encoder. "
-        "step_size is 100 epochs of CamVid; the release's option text says x0.1 there, its code "
-        "multiplies by 1e-7. Class weights are 1 / ln(1.02 + p), 1.2 for the encoder stage in the "
-        "released code. Other sizes: Cityscapes 512x1024, SUN RGB-D 200x256."
+        "In two stages: enet_encoder on labels at 1/8 resolution, then enet from its encoder. The "
+        "rate falls as the release's option text says; its code multiplies by 1e-7 there. Class "
+        "weights are 1 / ln(1.02 + p), 1.2 for the encoder stage in the released code. Other "
+        "sizes: Cityscapes 512x1024, SUN RGB-D 200x256."
     ),
     source="arXiv:1606.02147 section 5; e-lab/ENet-training train/opts.lua, train/train.lua",
 )

@@ -223,28 +223,29 @@ def _check(name: str, config: FCDenseNet56Config) -> None:
         raise ValueError(f"{name}: dropout must be in [0, 1), got {config.dropout}")
 
 
-# An epoch of CamVid is 122 iterations of 3 images.
 RECIPE_103 = Recipe(
     optimizer="rmsprop",
     lr=1e-3,
     smoothing=0.9,
+    square_eps=1e-6,
     weight_decay=2e-4,
     schedule="step",
-    step_size=122,
+    step_epochs=1,
     gamma=0.995,
     batch_size=3,
     epochs=750,
+    patience=150,
     input="unit",
     bias_decay_mult=0.0,
+    norm_shift_decay=False,
     crop=(224, 224),
     flip=True,
     notes=(
-        "Stopped when validation mIoU has not risen for 100 epochs (150 in the release), then "
-        "fine-tuned on whole images, one a step, at lr 1e-4. The release adds 1e-4 times the sum "
-        "of squares to the loss, without a half, and its RMSprop has an eps of 1e-6 inside the "
-        "root, here torch's 1e-8 outside. The paper prints vertical flips, the code mirrors "
-        "horizontally. Measured with batch norm on the statistics of test batches of 10, see the "
-        "option statistics. 11 classes, no class weights."
+        "The release's patience, the paper has 100 epochs; then fine-tuned on whole images, one a "
+        "step, at lr 1e-4. The release adds 1e-4 times the sum of squares to the loss, without a "
+        "half. The paper prints vertical flips, the code mirrors horizontally. Measured with batch "
+        "norm on the statistics of test batches of 10, see the option statistics. 11 classes, no "
+        "class weights."
     ),
     source="arXiv:1611.09326 section 4; SimJeg/FC-DenseNet train.py, config/FC-DenseNet103.py",
 )

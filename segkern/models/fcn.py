@@ -336,11 +336,15 @@ RECIPE_ALEXNET = dataclasses.replace(
     lr=1e-4,
     momentum=0.9,
     batch_size=20,
+    micro_batch=1,
     epochs=236,
     loss_reduction="pixels",
     bias_lr_mult=1.0,
     bias_decay_mult=1.0,
-    notes="100 000 iterations of 20 images, accumulated one at a time, from CaffeNet.",
+    notes=(
+        "100 000 iterations from CaffeNet, images at their own size. In the release the bias of "
+        "the score alone has twice the rate and no decay."
+    ),
     source="fcn.berkeleyvision.org voc-fcn-alexnet/solver.prototxt, train.prototxt",
 )
 RECIPE_GOOGLENET = dataclasses.replace(

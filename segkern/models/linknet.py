@@ -139,12 +139,11 @@ class LinkNet(nn.Module):
         load_imagenet(self, self.backbone, self.config["backbone"], source)
 
 
-# An epoch of Cityscapes is 371 iterations of 8 images.
 RECIPE = Recipe(
     optimizer="rmsprop",
     lr=5e-4,
     schedule="step",
-    step_size=37_100,
+    step_epochs=100,
     gamma=0.1,
     batch_size=8,
     epochs=300,

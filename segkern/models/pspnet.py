@@ -213,15 +213,18 @@ RECIPE = Recipe(
     input="imagenet",
     head_lr_mult=10.0,
     outputs={"out": 1.0, "aux": 0.4},
-    crop=(473, 473),
-    flip=True,
     scale=(0.5, 2.0),
+    rotate=10.0,
+    blur=5,
+    crop=(473, 473),
+    crop_pad="centre",
+    flip=True,
     notes=(
         "30 000 iterations on VOC, 150 000 on ADE20K, 90 000 on Cityscapes with crops of 713; "
-        "epochs 50, 100 and 200 in semseg. Statistics of batch norm over all devices. On VOC and "
-        "ADE20K also rotation by up to 10 degrees and a 5x5 blur, half of the images each. The "
-        "Caffe networks take BGR less (103.939, 116.779, 123.68). Measured on windows of the "
-        "crop's size at strides of two thirds of it; scales 0.5 to 1.75 and mirrored where said."
+        "epochs 50, 100 and 200 in semseg. Statistics of batch norm over all devices. The paper "
+        "turns and blurs on VOC and ADE20K alone, semseg on Cityscapes too. The Caffe networks "
+        "take BGR less (103.939, 116.779, 123.68). Measured on windows of the crop's size at "
+        "strides of two thirds of it; scales 0.5 to 1.75 and mirrored where said."
     ),
     source="arXiv:1612.01105 section 5; hszhao/PSPNet; hszhao/semseg config, tool/train.py",
 )

@@ -231,16 +231,17 @@ RECIPE = Recipe(
     input="rgb_128",
     head_lr_mult=10.0,
     outputs={"logits": 1.0},
-    crop=(400, 400),
-    flip=True,
     scale=(0.7, 1.3),
     scale_step=0.1,
+    crop=(400, 400),
+    flip=True,
     notes=(
         "The rate is divided by 10 by hand when the result stays; the number of epochs is not "
-        "given, 100 is ours. Crops of 600 on Cityscapes, drawn so that classes are balanced; the "
-        "network's input is enlarged by 1.2 more, images have a short edge of 450 to 1100. Loss at "
-        "1/4 with the nearest labels. Measured on scales 0.4 to 1.2. Converted weights want "
-        "torchvision's scaling of the input."
+        "given, 100 is ours. Crops of 600 on Cityscapes, drawn so that classes are balanced. Not "
+        "here, since they are of its tests as of its training: images are brought to a short edge "
+        "of 450 to 1100 first, and the network's input is enlarged by 1.2. Loss at 1/4 with the "
+        "nearest labels. Measured on scales 0.4 to 1.2. Converted weights want torchvision's "
+        "scaling of the input."
     ),
     source="arXiv:1611.06612 section 4; guosheng/refinenet main/demo_refinenet_train.m",
 )

@@ -10,17 +10,30 @@ from segkern.transforms.instances import (
 )
 from segkern.transforms.pair import PairTransform
 from segkern.transforms.presets import build_eval_transform, build_train_transform
-from segkern.transforms.steps import RandomScale, ResizePair
+from segkern.transforms.steps import (
+    CropWithMargin,
+    PadTo,
+    RandomScale,
+    RandomTurn,
+    ResizePair,
+    ScalePair,
+    TrimAndResize,
+)
 
 __all__ = [
+    "CropWithMargin",
     "ElasticDeformation",
     "HorizontalFlip",
     "InstanceTransform",
     "LargeScaleJitter",
+    "PadTo",
     "PairTransform",
     "RandomCrop",
     "RandomScale",
+    "RandomTurn",
     "ResizePair",
+    "ScalePair",
+    "TrimAndResize",
     "build_eval_transform",
     "build_instance_transform",
     "build_train_transform",

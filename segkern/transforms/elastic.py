@@ -67,8 +67,8 @@ def deform(image: Tensor, coarse: Tensor, *, nearest: bool = False) -> Tensor:
         mode="bicubic",
         align_corners=True,
     )[0]
-    rows = _mirrored(fine[0] + torch.arange(height, device=image.device)[:, None], height)
-    columns = _mirrored(fine[1] + torch.arange(width, device=image.device), width)
+    rows = mirrored(fine[0] + torch.arange(height, device=image.device)[:, None], height)
+    columns = mirrored(fine[1] + torch.arange(width, device=image.device), width)
     if nearest:
         # Halves up.
         index = (rows + 0.5).floor().long(), (columns + 0.5).floor().long()
@@ -84,8 +84,8 @@ def deform(image: Tensor, coarse: Tensor, *, nearest: bool = False) -> Tensor:
     return sampled.to(image.dtype) if image.is_floating_point() else sampled.round().to(image.dtype)
 
 
-def _mirrored(position: Tensor, length: int) -> Tensor:
-    """Positions folded into [0, length - 1]."""
+def mirrored(position: Tensor, length: int) -> Tensor:
+    """Positions, floats or integers, folded into [0, length - 1] by mirroring at both ends."""
     if length == 1:
         return torch.zeros_like(position)
     period = 2 * (length - 1)

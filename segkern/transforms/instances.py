@@ -19,15 +19,25 @@ MEAN_PIXEL = (124, 116, 104)
 """ImageNet's mean in RGB, which is near 0 once it is normalised."""
 
 
+# Fields that masks of objects are not made for.
+_FOR_PIXELS = (
+    "resize",
+    "passes",
+    "scale",
+    "rotate",
+    "blur",
+    "crop_margin",
+    "elastic",
+    "vertical_flip",
+)
+
+
 class InstanceRecipe(Protocol):
-    """The fields of a recipe that are read here."""
+    """The fields of a recipe that are read here; those in ``_FOR_PIXELS`` must not be set."""
 
     flip: bool
     crop: tuple[int, int] | None
     jitter: tuple[float, float] | None
-    resize: tuple[int, int] | None
-    scale: tuple[float, float] | None
-    elastic: float | None
 
 
 class InstanceTransform:
@@ -200,10 +210,10 @@ def build_instance_transform(recipe: InstanceRecipe, train: bool) -> InstanceTra
     Raises:
         ValueError: the recipe has an augmentation that masks of objects are not made for.
     """
-    for field in ("resize", "scale", "elastic"):
-        if getattr(recipe, field, None) is not None:
+    for field in _FOR_PIXELS:
+        if getattr(recipe, field, None):
             raise ValueError(
-                f"build_instance_transform: {field} must be None for instances, got "
+                f"build_instance_transform: {field} must not be set for instances, got "
                 f"{getattr(recipe, field)}; networks of instances resize by themselves, and "
                 "jitter changes the scale"
             )

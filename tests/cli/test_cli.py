@@ -94,7 +94,7 @@ def test_train_reports_and_goes_on(segkern: Call, run: Path) -> None:
         (("train", "enet", "--data", "synthetic-instances"), "data sets that fit: synthetic[:HxW]"),
         (("train", "maskrcnn", "--milestones", "8,x"), "milestones must be numbers"),
         (("train", "maskrcnn", "--milestones", "8,11"), "milestones must rise and lie between"),
-        (("train", "maskrcnn", "--clip-norm", "much"), "clip_norm must be numbers"),
+        (("train", "maskrcnn", "--clip-norm", "much"), "clip_norm must be a number"),
         (("train", "enet", "--jitter", "0.1,2"), "jitter means nothing to enet"),
         (("train", "maskrcnn", "--jitter", "2"), "jitter must be LOW,HIGH"),
         (("evaluate", "nothing"), "no such checkpoint"),

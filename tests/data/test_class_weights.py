@@ -173,3 +173,10 @@ def test_wrong_arguments(maker, camvid_maker):
         class_weights(dataset, "segnet_camvid", with_void=True)
     with pytest.raises(ValueError, match="above 1"):
         class_weights(dataset, "enet", c=1.0)
+
+
+def test_segnets_vector_is_for_camvid_alone(camvid_maker):
+    files = open_dataset(f"camvid:{camvid_maker.root}", "train")
+    assert torch.equal(class_weights(files, "segnet"), torch.tensor(SEGNET_CAMVID_WEIGHTS))
+    drawn = open_dataset("synthetic:32x32", "train", length=3)
+    assert torch.equal(class_weights(drawn, "segnet"), class_weights(drawn, "median_frequency"))

@@ -110,6 +110,13 @@ def test_a_run_says_that_its_weights_expect_another_input(tmp_path):
 )
 def test_protocols_of_the_command_line(scales, window, expected):
     assert _protocol(scales, window) == expected
+    merged = dataclasses.replace(expected, merge="logits")
+    assert _protocol(scales, window, "logits") == merged
+
+
+def test_bad_merge_of_the_command_line():
+    with pytest.raises(EngineError, match="merge must be one of softmax, logits, got 'mean'"):
+        _protocol(None, None, "mean")
 
 
 def test_bad_scales_of_the_command_line():

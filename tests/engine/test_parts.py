@@ -175,7 +175,7 @@ def test_resolve_takes_recipe_then_what_was_given() -> None:
         {"batch_size": 0},
         {"precision": "8"},
         {"optimizer": "lion"},
-        {"schedule": "step", "step_size": 0},
+        {"schedule": "step", "step_size": -1},
         {"devices": 0},
         {"seed": -1},
         {"absent": "maybe"},

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from segkern.losses import border_weights, segmentation_loss, separate_instances
+from segkern.losses import (
+    border_cross_entropy,
+    border_weights,
+    connected_components,
+    pixel_loss,
+    segmentation_loss,
+    separate_instances,
+)
+from segkern.models import get_entry
 
 
 def slow(instances: np.ndarray, w0: float, sigma: float, balance: bool) -> np.ndarray:
@@ -107,3 +115,82 @@ def test_weighted_energy():
 def test_bad_arguments(given, options, message):
     with pytest.raises(ValueError, match=f"border_weights: .*{message}"):
         border_weights(given, **options)
+
+
+def flooded(mask: np.ndarray) -> np.ndarray:
+    """Parts of a mask, numbered in raster order of their first pixels by filling one by one."""
+    found = np.zeros(mask.shape, dtype=int)
+    for start in zip(*np.nonzero(mask)):
+        if found[start]:
+            continue
+        number, waiting = found.max() + 1, [start]
+        while waiting:
+            y, x = waiting.pop()
+            if 0 <= y < mask.shape[0] and 0 <= x < mask.shape[1] and mask[y, x] and not found[y, x]:
+                found[y, x] = number
+                waiting += [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+    return found
+
+
+def spiral(size: int) -> np.ndarray:
+    """A path one pixel wide that winds through the whole square."""
+    mask = np.zeros((size, size), dtype=bool)
+    y, x, dy, dx = 0, 0, 0, 1
+    mask[0, 0] = True
+    for length in [size - 1, *(n for n in range(size - 1, 0, -2) for _ in (0, 1))]:
+        for _ in range(length):
+            y, x = y + dy, x + dx
+            mask[y, x] = True
+        dy, dx = dx, -dy
+    return mask
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0, "spiral"])
+def test_components_are_those_of_a_flood(share, device):
+    mask = spiral(41) if share == "spiral" else np.random.default_rng(1).random((37, 53)) < share
+    found = connected_components(torch.from_numpy(mask).to(device)).cpu().numpy()
+    expected = flooded(mask)
+    firsts = np.array(
+        [0, *(1 + np.flatnonzero(expected == n)[0] for n in range(1, expected.max() + 1))]
+    )
+    assert np.array_equal(found, firsts[expected])
+
+
+@pytest.mark.parametrize("reduction", ["pixels", "batch", "none"])
+def test_border_loss_agrees_with_numpy(reduction):
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 2, 14, 17, generator=generator, dtype=torch.float64)
+    target = torch.stack([(cells(seed, (14, 17), 4) > 0).long() for seed in (5, 6)])
+    target[0, 3, :] = 255
+    assert len(np.unique(flooded((target[0] == 1).numpy()))) > 2
+    scores = logits.numpy()
+    likely = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+    losses = np.zeros((2, 14, 17))
+    for n in range(2):
+        labels = target[n].numpy()
+        picked = np.where(labels == 1, likely[n, 1], likely[n, 0])
+        weight = slow(flooded(labels == 1), 7.0, 2.0, balance=True)
+        losses[n] = np.where(labels == 255, 0, -picked * weight)
+    expected = {"pixels": losses.sum() / (2 * 14 * 17 - 17), "batch": losses.sum() / 2}
+    found = border_cross_entropy(logits, target, reduction=reduction, w0=7.0, sigma=2.0)
+    np.testing.assert_allclose(found.numpy(), expected.get(reduction, losses), rtol=1e-6)
+    named = pixel_loss(
+        logits, target, "border", reduction=reduction, options={"w0": 7.0, "sigma": 2.0}
+    )
+    assert torch.equal(found, named)
+
+
+def test_border_loss_of_more_classes_is_plain():
+    logits, target = torch.randn(1, 3, 6, 6), torch.randint(3, (1, 6, 6))
+    assert torch.equal(border_cross_entropy(logits, target), segmentation_loss(logits, target))
+
+
+def test_the_loss_of_unets_recipe():
+    recipe = get_entry("unet").recipe
+    assert (recipe.loss, recipe.loss_options) == ("border", {"w0": 10.0, "sigma": 5.0})
+
+
+@pytest.mark.parametrize("mask", [torch.ones(2, 3), torch.ones(3, dtype=torch.bool)])
+def test_bad_masks(mask):
+    with pytest.raises(ValueError, match="connected_components: mask must be"):
+        connected_components(mask)

@@ -177,8 +177,8 @@ class Task:
                 f"{self.data_forms}"
             )
 
-    def transforms(self, recipe: Recipe) -> tuple[Any, Any]:
-        """What is done to the samples in training, and in validation."""
+    def transforms(self, recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[Any, Any]:
+        """What is done to the samples in training, and in validation; `size` is the run's."""
         raise NotImplementedError
 
     def network_options(self, dataset: Any) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class Task:
 
     def train_batches(self, dataset: Any, recipe: Recipe, seed: int, rank: int, world: int) -> Any:
         """Indices of the training batches, as :class:`segkern.engine.loader.TrainLoader` asks."""
-        return EpochBatches(len(dataset), recipe.batch_size, seed, rank, world)
+        return EpochBatches(len(dataset), recipe.batch_size, seed, rank, world, recipe.micro_batch)
 
     def collate(self) -> Callable[..., Any]:
         """What makes a training batch of samples."""

@@ -62,7 +62,21 @@ class DetectionTask(Task):
     """What networks of instances and panoptic ones have in common: lists of images, own losses."""
 
     network_losses = True
-    foreign_recipe = ("class_weights", "resize", "scale", "scale_step", "elastic")
+    foreign_recipe = (
+        "class_weights",
+        "micro_batch",
+        "resize",
+        "passes",
+        "scale",
+        "scale_step",
+        "rotate",
+        "blur",
+        "crop_pad",
+        "crop_colour",
+        "crop_margin",
+        "elastic",
+        "vertical_flip",
+    )
 
     def check(self, settings: Any) -> None:
         super().check(settings)
@@ -96,7 +110,7 @@ class DetectionTask(Task):
                 f"{self.finds}, and {reasons[name]}"
             )
 
-    def transforms(self, recipe: Recipe) -> tuple[Any, Any]:
+    def transforms(self, recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[Any, Any]:
         train = build_instance_transform(recipe, train=True)
         return train, build_instance_transform(recipe, train=False)
 

@@ -59,8 +59,8 @@ class SemanticTask(Task):
     outputs = (LABELS, OVERLAYS)
     foreign_recipe = ("jitter", "aspect_groups")
 
-    def transforms(self, recipe: Recipe) -> tuple[Any, Any]:
-        train = build_train_transform(recipe, fill=mean_pixel(recipe.input))
+    def transforms(self, recipe: Recipe, size: tuple[int, int] | None = None) -> tuple[Any, Any]:
+        train = build_train_transform(recipe, fill=mean_pixel(recipe.input), size=size)
         return train, build_eval_transform(recipe)
 
     def collate(self) -> Callable[..., Any]:
