@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from segkern.models._options import check_types
 from segkern.models._recipe import INPUT_MODES, Recipe
 from segkern.models._weights import Weights, apply_weights, open_weights
 from segkern.nn.attach_crf import attach_crf
@@ -200,7 +201,7 @@ def create_model(
 
     Raises:
         ValueError: If the name is unknown or an argument is out of range.
-        TypeError: If an option is not one of the network's.
+        TypeError: If an option is not one of the network's, or of another type.
         WeightsError: If the weights do not fit.
 
     Example:
@@ -227,6 +228,7 @@ def create_model(
     opened = None if weights is None else open_weights(name, weights)
     recorded = {} if opened is None else _recorded_options(entry, opened)
     config = entry.config(**{**recorded, **given})
+    check_types(name, config)
     model = entry.builder(config)
     model.config = {"name": name, **dataclasses.asdict(config)}
     model.recipe = entry.choose_recipe(dataclasses.asdict(config))

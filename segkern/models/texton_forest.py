@@ -126,7 +126,7 @@ class TextonForest(nn.Module):
         self, image: Tensor, prepare: Callable[[Tensor], Tensor] = as_it_is
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Scores tile by tile, those of the whole image; see :meth:`UNet.tiles`."""
-        check_image("texton_forest", image, self.in_channels)
+        check_image("texton_forest", image, self.in_channels, prepared=False)
         height, width = image.shape[-2:]
         for top in range(0, height, self.tile):
             for left in range(0, width, self.tile):

@@ -179,7 +179,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: If the input has another number of axes or channels.
         """
-        check_image("unet", image, self.in_channels)
+        check_image("unet", image, self.in_channels, prepared=False)
         height, width = image.shape[-2:]
         for top in range(0, height, self.tile):
             for left in range(0, width, self.tile):
