@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from modeltester import assert_same
+from plain_layers import Named, align, image
 from torch.nn import functional as F
 
 from segkern.models import WeightsError, create_model
@@ -19,76 +20,6 @@ from segkern.nn import CRFAsRNN
 models = pytest.importorskip("torchvision.models")
 
 CLASSES = 4
-
-
-class Named:
-    """A state dict that fills itself with the layers that a computation asks for.
-
-    The first call makes each tensor; later ones find it.
-    """
-
-    def __init__(self):
-        self.state = {}
-        self.generator = torch.Generator().manual_seed(0)
-
-    def tensor(self, key, *shape, scale=1.0, shift=0.0):
-        if key not in self.state:
-            values = torch.randn(shape, generator=self.generator)
-            self.state[key] = scale * values + shift
-        return self.state[key].double()
-
-    def conv(self, key, x, channels, kernel, bias=True, **options):
-        size = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-        fan_in = x.shape[1] * size[0] * size[1]
-        weight = self.tensor(
-            f"{key}.weight", channels, x.shape[1], *size, scale=(2 / fan_in) ** 0.5
-        )
-        own = self.tensor(f"{key}.bias", channels, scale=0.1) if bias else None
-        return F.conv2d(x, weight, own, **options)
-
-    def up(self, key, x, channels, kernel, stride, bias=True):
-        scale = (2 / (x.shape[1] * 4)) ** 0.5
-        weight = self.tensor(f"{key}.weight", x.shape[1], channels, kernel, kernel, scale=scale)
-        own = self.tensor(f"{key}.bias", channels, scale=0.1) if bias else None
-        return F.conv_transpose2d(x, weight, own, stride=stride)
-
-    def norm(self, key, x, eps=1e-5):
-        c = x.shape[1]
-        mean = self.tensor(f"{key}.running_mean", c, scale=0.1)
-        if f"{key}.running_var" not in self.state:
-            self.state[f"{key}.running_var"] = torch.rand(c, generator=self.generator) + 0.5
-            self.state[f"{key}.num_batches_tracked"] = torch.tensor(3)
-        var = self.state[f"{key}.running_var"].double()
-        weight = self.tensor(f"{key}.weight", c, scale=0.1, shift=1.0)
-        bias = self.tensor(f"{key}.bias", c, scale=0.1)
-        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
-
-    def conv_norm_relu(self, conv, norm, x, channels, kernel, **options):
-        return self.norm(norm, self.conv(conv, x, channels, kernel, bias=False, **options)).relu()
-
-    def layer(self, key, x, planes, stride=1, rates=(1,)):
-        """A layer of a ResNet of bottlenecks, its stride in the 3x3 convolution."""
-        for i, rate in enumerate(rates):
-            own = {"stride": stride if i == 0 else 1}
-            at = f"{key}.{i}"
-            y = self.conv_norm_relu(f"{at}.conv1", f"{at}.bn1", x, planes, 1)
-            spread = {"padding": rate, "dilation": rate}
-            y = self.conv_norm_relu(f"{at}.conv2", f"{at}.bn2", y, planes, 3, **own, **spread)
-            y = self.norm(f"{at}.bn3", self.conv(f"{at}.conv3", y, 4 * planes, 1, bias=False))
-            if i == 0:
-                x = self.conv(f"{at}.downsample.0", x, 4 * planes, 1, bias=False, **own)
-                x = self.norm(f"{at}.downsample.1", x)
-            x = (x + y).relu()
-        return x
-
-
-def align(x, size):
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
-
-
-def image(height, width, channels=3):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(1, channels, height, width, generator=generator, dtype=torch.float64)
 
 
 def loaded(name, named, tmp_path, **options):
