@@ -197,7 +197,8 @@ def create_model(
         returns a dict with ``"out"``, ``(N, num_classes, H, W)`` logits (smaller where the
         network's documentation says so). ``config`` holds the arguments that build it again
         without weights, ``create_model(**model.config)``, ready for JSON. ``recipe`` is the
-        :class:`Recipe`, whose ``input`` is what the loaded weights expect, if they say.
+        :class:`Recipe`, whose ``input`` is what the loaded weights expect, if they say. A forward
+        of anything but floats raises TypeError, of other axes or channels ValueError.
 
     Raises:
         ValueError: If the name is unknown or an argument is out of range.

@@ -162,7 +162,8 @@ class DANet(nn.Module):
     torchvision's.
 
     Deviation from the release: position attention in groups of value channels, the same numbers
-    but for rounding, see :class:`PositionAttention`.
+    but for rounding, see :class:`PositionAttention`. The release's files load by a key map, as
+    networks with its multi-grid.
     """
 
     def __init__(self, config: DANetConfig) -> None:

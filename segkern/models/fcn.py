@@ -127,6 +127,10 @@ class FCN(nn.Module):
         - ``fcn16s`` and ``fcn8s`` on AlexNet and GoogLeNet are ours by the same rules: scores of
           the pools at strides 16 and 8, kernels of 2s - 1 taps.
         - Without trained weights hidden convolutions start from He's normal.
+        - The networks with two heads (SIFT Flow) and with two streams (colour and HHA of NYUDv2)
+          are not here; colour and depth in one are, with ``in_channels=4``.
+        - Files of wkentaro/pytorch-fcn load by a key map; those of its at-once network have the
+          same names as the other's and need ``at_once=True``.
     """
 
     head_names = ("score_fr", "score_pool16", "score_pool8")

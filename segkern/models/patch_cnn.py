@@ -66,8 +66,8 @@ class PatchCNN(nn.Module):
 
     Paper: NIPS 2012. No layer pads, so that a dense evaluation gives the scores of every patch.
 
-    Deviations: the activation is tanh, after every hidden layer. Foveation and the recalibration
-    of probabilities after balanced sampling are left out.
+    Deviations: the activation is tanh, after every hidden layer. Foveation, the recalibration of
+    probabilities after balanced sampling and the average over rotations are left out.
     """
 
     tiled_only = False

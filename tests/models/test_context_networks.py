@@ -306,6 +306,13 @@ def test_one_value_for_a_norm_is_refused(name, size, layer):
     assert model.eval()(torch.zeros(1, 3, size, size))["out"].isfinite().all()
 
 
+def test_one_pixel_without_a_pyramid_of_one_cell():
+    model = create_model("pspnet", **CASES["pspnet"].options, bins=(2, 3))
+    with pytest.raises(ValueError, match="pspnet: backbone.layer2.0.bn2 sees one 1x1 feature map"):
+        model(torch.zeros(1, 3, 1, 1))
+    assert model(torch.zeros(1, 3, 9, 1))["out"].isfinite().all()
+
+
 def test_fc_densenet_with_the_statistics_of_the_batch():
     options = CASES["fc_densenet56"].options
     model = create_model("fc_densenet56", **options, dropout=0.0)
