@@ -91,7 +91,6 @@ def fcn(named, x, finest, learnt=(), upscore2_bias=False):
     ("finest", "learnt", "option"),
     [
         (32, (), "fixed"),
-        (16, (), "fixed"),
         (8, (), "fixed"),
         (8, ("upscore2",), "intermediate"),
         (16, ("upscore16",), "learnt"),
