@@ -44,7 +44,7 @@ class ForestNetwork(nn.Module):
         self, image: Tensor, prepare: Callable[[Tensor], Tensor] = as_it_is
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Scores tile by tile, those of the whole image up to rounding; see :meth:`UNet.tiles`."""
-        check_image(self.name, image, self.in_channels)
+        check_image(self.name, image, self.in_channels, prepared=False)
         height, width = image.shape[-2:]
         for top in range(0, height, self.tile):
             for left in range(0, width, self.tile):

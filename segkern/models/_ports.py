@@ -8,45 +8,20 @@ into the running variances, so that the sums under the root are the port's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from segkern.models._instances import solo_ports
-
-StateDict = dict[str, Tensor]
-
-# Batch norm of torch, which ports leave at its default, and of Caffe's segmentation forks.
-TORCH_NORM_EPS = 1e-5
-CAFFE_NORM_EPS = 1e-9
-
-# In place of 0, which torch refuses: less than a rounding of any variance above 1e-12.
-NO_EPS = 1e-20
-
-# Convolutions of each stage of VGG16.
-VGG16_DEPTHS = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}
-
-
-@dataclass(frozen=True)
-class Port:
-    """A public implementation whose files users hold.
-
-    Attributes:
-        source: Repository, and what of it.
-        marks: Keys that every state dict of the port has and together no other network's.
-        convert: From its state dict to ours; ``None`` where the networks differ.
-        options: Options of our network under which it is the port's.
-        infer: Further options, read from the state dict.
-        differs: What differs, where ``convert`` is ``None``.
-    """
-
-    source: str
-    marks: tuple[str, ...]
-    convert: Callable[[StateDict], StateDict] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    infer: Callable[[StateDict], dict[str, Any]] | None = None
-    differs: str = ""
+from segkern.models._port_rules import (
+    CAFFE_NORM_EPS,
+    NO_EPS,
+    TORCH_NORM_EPS,
+    VGG16_DEPTHS,
+    Port,
+    StateDict,
+    change_eps,
+    rename,
+)
+from segkern.models._ports_full_set import FULL_SET_PORTS
 
 
 def find_port(network: str, state_dict: StateDict) -> Port | None:
@@ -55,29 +30,6 @@ def find_port(network: str, state_dict: StateDict) -> Port | None:
         if all(mark in state_dict for mark in port.marks):
             return port
     return None
-
-
-def _rename(state_dict: StateDict, pairs: list[tuple[str, str]]) -> StateDict:
-    """Move everything under each port's prefix to ours; names without a pair stay and so show up.
-
-    Args:
-        state_dict: The port's.
-        pairs: ``(port's prefix, our prefix)`` of single layers.
-    """
-    ours = dict(pairs)
-    renamed = {}
-    for key, value in state_dict.items():
-        prefix, _, parameter = key.rpartition(".")
-        renamed[f"{ours[prefix]}.{parameter}" if prefix in ours else key] = value
-    return renamed
-
-
-def change_eps(state_dict: StateDict, theirs: float, ours: float) -> StateDict:
-    """Running variances under which batch norm with our eps divides as with theirs."""
-    return {
-        key: value + (theirs - ours) if key.endswith(".running_var") else value
-        for key, value in state_dict.items()
-    }
 
 
 def _segnet_pairs(
@@ -110,7 +62,7 @@ def _segnet_onera(state_dict: StateDict) -> StateDict:
         lambda s, i: f"conv{s}{i}d",
         lambda s, i: f"bn{s}{i}d",
     )
-    return change_eps(_rename(state_dict, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
+    return change_eps(rename(state_dict, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
 
 
 def _segnet_vinceecws(state_dict: StateDict) -> StateDict:
@@ -122,7 +74,7 @@ def _segnet_vinceecws(state_dict: StateDict) -> StateDict:
     )
     # The port makes a batch norm for its last convolution and does not call it.
     used = {key: value for key, value in state_dict.items() if not key.startswith("BNDe11.")}
-    return change_eps(_rename(used, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
+    return change_eps(rename(used, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
 
 
 def _deconvnet_jasonlee(state_dict: StateDict) -> StateDict:
@@ -140,7 +92,7 @@ def _deconvnet_jasonlee(state_dict: StateDict) -> StateDict:
             for theirs, own in (("conv", "encoder.stage"), ("deconv", "decoder.stage")):
                 pairs.append((f"{theirs}{stage}.{3 * i}", f"{own}{stage}.{i + 1}.conv"))
                 pairs.append((f"{theirs}{stage}.{3 * i + 1}", f"{own}{stage}.{i + 1}.norm"))
-    renamed = change_eps(_rename(state_dict, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
+    renamed = change_eps(rename(state_dict, pairs), TORCH_NORM_EPS, CAFFE_NORM_EPS)
     if "score.weight" in renamed:
         # A transposed 1x1 convolution holds (in, out, 1, 1).
         renamed["score.weight"] = renamed["score.weight"].transpose(0, 1)
@@ -167,7 +119,7 @@ def _enet_berman(state_dict: StateDict) -> StateDict:
         pairs += [(f"{branch}.{i}", f"{own}.{layer}") for i, layer in enumerate(layers)]
         pairs += [(f"{number}.2", f"{own}.act")]
         pairs += [(f"{number}.0.1.1", f"{own}.project"), (f"{number}.0.1.2", f"{own}.norm_project")]
-    return _rename(state_dict, pairs)
+    return rename(state_dict, pairs)
 
 
 # Layers of ESPNet's encoder and decoder: the release's holders of one layer each, and ours.
@@ -192,12 +144,12 @@ _ESPNET_DECODER = {
 
 
 def _espnet_c(state_dict: StateDict) -> StateDict:
-    return _rename(state_dict, list(_ESPNET_LAYERS.items()))
+    return rename(state_dict, list(_ESPNET_LAYERS.items()))
 
 
 def _espnet(state_dict: StateDict) -> StateDict:
     encoder = [(f"encoder.{their}", f"encoder.{our}") for their, our in _ESPNET_LAYERS.items()]
-    return _rename(state_dict, [*encoder, *_ESPNET_DECODER.items()])
+    return rename(state_dict, [*encoder, *_ESPNET_DECODER.items()])
 
 
 def _espnet_options(state_dict: StateDict) -> dict[str, Any]:
@@ -233,7 +185,7 @@ def _maskrcnn(state_dict: StateDict) -> StateDict:
     pairs += [
         (f"roi_heads.mask_head.mask_fcn{i + 1}", f"roi_heads.mask_head.{i}.0") for i in range(4)
     ]
-    return _rename(state_dict, [*pairs, ("rpn.head.conv", "rpn.head.conv.0.0")])
+    return rename(state_dict, [*pairs, ("rpn.head.conv", "rpn.head.conv.0.0")])
 
 
 def _maskrcnn_options(state_dict: StateDict) -> dict[str, Any]:
@@ -265,6 +217,7 @@ def _maskrcnn_options(state_dict: StateDict) -> dict[str, Any]:
 
 
 _PORTS: dict[str, tuple[Port, ...]] = {
+    **FULL_SET_PORTS,
     "solo": _solo("solo_ins_list.0.weight"),
     "decoupled_solo": _solo("ins_convs_x.0.conv.weight"),
     "decoupled_solo_light": _solo("dsolo_ins_list_x.0.weight"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from segkern.models._options import check_types
 from segkern.models._recipe import INPUT_MODES, Recipe
 from segkern.models._weights import Weights, apply_weights, open_weights
 from segkern.nn.attach_crf import attach_crf
@@ -196,11 +197,12 @@ def create_model(
         returns a dict with ``"out"``, ``(N, num_classes, H, W)`` logits (smaller where the
         network's documentation says so). ``config`` holds the arguments that build it again
         without weights, ``create_model(**model.config)``, ready for JSON. ``recipe`` is the
-        :class:`Recipe`, whose ``input`` is what the loaded weights expect, if they say.
+        :class:`Recipe`, whose ``input`` is what the loaded weights expect, if they say. A forward
+        of anything but floats raises TypeError, of other axes or channels ValueError.
 
     Raises:
         ValueError: If the name is unknown or an argument is out of range.
-        TypeError: If an option is not one of the network's.
+        TypeError: If an option is not one of the network's, or of another type.
         WeightsError: If the weights do not fit.
 
     Example:
@@ -227,6 +229,7 @@ def create_model(
     opened = None if weights is None else open_weights(name, weights)
     recorded = {} if opened is None else _recorded_options(entry, opened)
     config = entry.config(**{**recorded, **given})
+    check_types(name, config)
     model = entry.builder(config)
     model.config = {"name": name, **dataclasses.asdict(config)}
     model.recipe = entry.choose_recipe(dataclasses.asdict(config))

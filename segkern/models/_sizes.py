@@ -98,8 +98,26 @@ class InputSize:
         )
 
 
-def check_image(network: str, image: Tensor, channels: int | None = None) -> None:
-    """Raise ValueError unless ``image`` is ``(N, C, H, W)`` with at least one pixel."""
+def check_image(
+    network: str, image: Tensor, channels: int | None = None, *, prepared: bool = True
+) -> None:
+    """Raise unless ``image`` is ``(N, C, H, W)``, floating point, with at least one pixel.
+
+    Args:
+        network: Name for the message.
+        image: What the network was called with.
+        channels: C, where it is known.
+        prepared: Whether the image is what the network computes with; before its preprocessing it
+            may have any dtype.
+
+    Raises:
+        TypeError: If it is no tensor, or not floating point.
+        ValueError: If its axes or channels are others, or one is empty.
+    """
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{network}: input must be a tensor, got {type(image).__name__}")
+    if prepared and not image.is_floating_point():
+        raise TypeError(f"{network}: input must be floating point, got {image.dtype}")
     if image.dim() != 4 or image.shape[-1] == 0 or image.shape[-2] == 0:
         raise ValueError(
             f"{network}: input must be (N, C, H, W) with at least one pixel, "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segkern.models._ports import CAFFE_NORM_EPS, TORCH_NORM_EPS, change_eps
+from segkern.models._port_rules import CAFFE_NORM_EPS, TORCH_NORM_EPS, change_eps
 from segkern.models._sizes import check_batch_statistics
 from segkern.models._weights import WeightsError, read_state_dict
 from segkern.nn import MaxPool2d

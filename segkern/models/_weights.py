@@ -179,6 +179,7 @@ def open_weights(network: str, path_or_tag: str | Path) -> Weights:
             f"{port.differs}"
         )
     options = {**port.options, **(port.infer(state_dict) if port.infer else {})}
+    card = {**({"input": port.input} if port.input else {}), **card}
     return Weights(path, port.convert(state_dict), card, port.source, options)
 
 

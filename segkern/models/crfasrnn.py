@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
@@ -11,7 +10,6 @@ from segkern.models._options import as_tuple
 from segkern.models._preprocess import to_levels
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
-from segkern.models._weights import read_state_dict
 from segkern.models.fcn import FCN, FCN32sConfig
 from segkern.nn import CRFAsRNN
 
@@ -84,7 +82,8 @@ class CRFasRNN(FCN):
         ValueError: If the input has another number of axes or channels.
 
     Paper: arXiv:1502.03240. The names of the state dict are those of ``fcn8s``, and ``crf_rnn``
-    with 3 L^2 = 1323 parameters at 21 classes.
+    with 3 L^2 = 1323 parameters at 21 classes. It starts from a file of ``fcn8s``, as the paper
+    does (``weights_backbone=``); the CRF keeps its initial values.
 
     Deviations: those of :class:`segkern.models.fcn.FCN` and :class:`segkern.nn.CRFAsRNN`; images
     keep their size, where the release brings them to 500x500.
@@ -94,6 +93,7 @@ class CRFasRNN(FCN):
 
     def __init__(self, config: CRFasRNNConfig) -> None:
         super().__init__("crfasrnn", config, 8)
+        self.coarser = "fcn8s"
         self.crf_rnn = CRFAsRNN(
             config.num_classes,
             kernel_weights=config.kernel_weights,
@@ -109,25 +109,6 @@ class CRFasRNN(FCN):
         scale, shift = to_levels(self.recipe.input, self.in_channels)
         levels = image.detach().float() * scale.to(image.device) + shift.to(image.device)
         return {"out": self.crf_rnn(scores, levels)}
-
-    def load_backbone(self, source: str | Path) -> None:
-        """Start from a trained ``fcn8s``, as the paper does; the CRF keeps its initial values.
-
-        Args:
-            source: A file of ``fcn8s``, whole, or what :meth:`FCN.load_backbone` takes.
-
-        Raises:
-            WeightsError: If the source does not fit; the message lists what.
-        """
-        super().load_backbone(source)
-        if not Path(source).is_file():
-            return
-        last = {
-            key: value
-            for key, value in read_state_dict(Path(source))[0].items()
-            if key.startswith("up1.") and value.shape == self.state_dict()[key].shape
-        }
-        self.load_state_dict(last, strict=False)
 
     def _load(self, given: dict[str, Tensor], source: str, optional: tuple[str, ...]) -> None:
         super()._load(given, source, (*optional, "crf_rnn."))

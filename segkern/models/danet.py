@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from segkern.models._options import as_tuple, check_choice
 from segkern.models._recipe import Recipe
@@ -28,6 +29,9 @@ DROPOUT = 0.1
 
 # Channels of the values for each of the queries and keys.
 VALUES_PER_QUERY = 8
+
+# Of position attention that are held at a time where it is to be deterministic on CUDA.
+MOST_WEIGHTS = 2**24
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,10 @@ class PositionAttention(nn.Module):
     :func:`torch.nn.functional.scaled_dot_product_attention` takes kernels that never hold the
     (H * W)² weights, forward or backward: memory grows with H * W alone. The products of queries
     and keys are computed once per group for that, 1.8 times the arithmetic.
+
+    Those kernels add up gradients in no fixed order on CUDA, also where torch is told to warn of
+    that only. With :func:`torch.use_deterministic_algorithms` rows of weights are computed in turn
+    there instead, and again in the backward: see :func:`attend_in_rows`.
     """
 
     def __init__(self, channels: int) -> None:
@@ -79,12 +87,32 @@ class PositionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key = _heads(self.query(x), 1), _heads(self.key(x), 1)
-        value = _heads(self.value(x), VALUES_PER_QUERY)
-        groups = (-1, VALUES_PER_QUERY, -1, -1)
-        attended = functional.scaled_dot_product_attention(
-            query.expand(groups), key.expand(groups), value, scale=1.0
-        )
+        if torch.are_deterministic_algorithms_enabled() and not x.is_cpu:
+            attended = attend_in_rows(query, key, _heads(self.value(x), 1))
+        else:
+            value = _heads(self.value(x), VALUES_PER_QUERY)
+            groups = (-1, VALUES_PER_QUERY, -1, -1)
+            attended = functional.scaled_dot_product_attention(
+                query.expand(groups), key.expand(groups), value, scale=1.0
+            )
         return x + self.gamma * attended.transpose(2, 3).reshape(x.shape)
+
+
+def attend_in_rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """``softmax(Q Kᵀ) V`` of (N, 1, L, D) tensors, at most 2^24 weights or one row at a time.
+
+    Forward and backward are matrix products, and so deterministic where those are.
+    """
+    rows = max(1, MOST_WEIGHTS // (len(query) * query.shape[2]))
+    parts = [
+        checkpoint(_attend, some, key, value, use_reentrant=False, preserve_rng_state=False)
+        for some in query.split(rows, dim=2)
+    ]
+    return torch.cat(parts, dim=2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return (query @ key.transpose(2, 3)).softmax(dim=-1) @ value
 
 
 class ChannelAttention(nn.Module):
@@ -134,7 +162,8 @@ class DANet(nn.Module):
     torchvision's.
 
     Deviation from the release: position attention in groups of value channels, the same numbers
-    but for rounding, see :class:`PositionAttention`.
+    but for rounding, see :class:`PositionAttention`. The release's files load by a key map, as
+    networks with its multi-grid.
     """
 
     def __init__(self, config: DANetConfig) -> None:

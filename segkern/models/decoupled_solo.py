@@ -40,7 +40,7 @@ class DecoupledSOLOLightConfig(SOLOOptions):
 
     depth: int = 4
     scale_ranges: tuple[tuple[float, float], ...] = SCALE_RANGES_512
-    min_size: tuple[int, ...] = (352, 384, 416, 448, 480, 512)
+    min_size: int | tuple[int, ...] = (352, 384, 416, 448, 480, 512)
     max_size: int = 852
 
 

@@ -150,7 +150,8 @@ class FCDenseNet(nn.Module):
     parameters for that of 56, which no reading of the code gives.
 
     Deviation from the release: evaluation uses running averages unless ``statistics="batch"``,
-    with which the reported results were measured.
+    with which the reported results were measured. Files of bfortuner/pytorch_tiramisu load by a key
+    map, under any of the three names.
     """
 
     def __init__(self, name: str, config: FCDenseNet56Config) -> None:

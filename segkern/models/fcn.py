@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from segkern.models._bilinear import UPSAMPLINGS, make_upsampling
 from segkern.models._options import check_choice
+from segkern.models._ports import find_port
 from segkern.models._recipe import INPUT_MODES, Recipe
 from segkern.models._registry import register_model
 from segkern.models._resize import in_layout_of
@@ -126,6 +127,10 @@ class FCN(nn.Module):
         - ``fcn16s`` and ``fcn8s`` on AlexNet and GoogLeNet are ours by the same rules: scores of
           the pools at strides 16 and 8, kernels of 2s - 1 taps.
         - Without trained weights hidden convolutions start from He's normal.
+        - The networks with two heads (SIFT Flow) and with two streams (colour and HHA of NYUDv2)
+          are not here; colour and depth in one are, with ``in_channels=4``.
+        - Files of wkentaro/pytorch-fcn load by a key map; those of its at-once network have the
+          same names as the other's and need ``at_once=True``.
     """
 
     head_names = ("score_fr", "score_pool16", "score_pool8")
@@ -138,6 +143,8 @@ class FCN(nn.Module):
         if at_once and config.backbone != "vgg16":
             raise ValueError(f"{name}: at_once needs backbone='vgg16', got {config.backbone!r}")
         self.name = name
+        # What it starts from, if not from a classifier.
+        self.coarser = f"fcn{min(2 * finest, 32)}s"
         self.in_channels = config.in_channels
         self.finest = finest
         self.geometry = geometry = GEOMETRIES[config.backbone]
@@ -204,8 +211,9 @@ class FCN(nn.Module):
         - On AlexNet and GoogLeNet, a file with the names of this trunk, ``conv1.weight``,
           ``inception_3a.conv1x1.weight``, and Caffe's weights: BGR. AlexNet's ``fc6`` and ``fc7``
           are copied where they are there, flat or as convolutions.
-        - A file of ``fcn32s`` for ``fcn16s``, of ``fcn16s`` for ``fcn8s``: everything is copied but
-          the last enlargement; the new scores start at zero and so add nothing.
+        - A file of ``fcn32s`` for ``fcn16s``, of ``fcn16s`` for ``fcn8s``, of ``fcn8s`` for
+          ``crfasrnn``, in our names or those of a port: everything is copied but a last enlargement
+          of another size; new scores start at zero and so add nothing.
 
         Raises:
             WeightsError: If the source does not fit; the message lists what.
@@ -213,6 +221,9 @@ class FCN(nn.Module):
         if Path(source).is_file():
             state_dict = read_state_dict(Path(source))[0]
             if "score_fr.weight" in state_dict:
+                port = find_port(self.coarser, state_dict)
+                if port is not None:
+                    state_dict = port.convert(state_dict)
                 self._load_coarser(Path(source), state_dict)
                 return
         if isinstance(self.backbone, VGG16Features):
@@ -232,7 +243,11 @@ class FCN(nn.Module):
                     )
             return
         if not Path(source).is_file():
-            raise WeightsError(f"{self.name}: weights_backbone {str(source)!r} is no file")
+            trunk = self.config["backbone"]
+            raise WeightsError(
+                f"{self.name}: weights_backbone {str(source)!r} is no file, and torchvision's "
+                f"{trunk} is another network than Caffe's; its names serve backbone='vgg16' alone"
+            )
         given = {}
         for key, value in state_dict.items():
             if key.startswith(("fc6.", "fc7.")) and hasattr(self, "fc6"):
@@ -246,7 +261,12 @@ class FCN(nn.Module):
         self.recipe = dataclasses.replace(self.recipe, input="caffe")
 
     def _load_coarser(self, path: Path, state_dict: dict[str, Tensor]) -> None:
-        given = {key: value for key, value in state_dict.items() if not key.startswith("up1.")}
+        own = self.state_dict()
+        given = {
+            key: value
+            for key, value in state_dict.items()
+            if not key.startswith("up1.") or (key in own and value.shape == own[key].shape)
+        }
         self._load(given, path.name, (f"score_pool{self.finest}.", f"up{self.finest}.", "up1."))
         mode = read_card(path).get("input")
         if mode in INPUT_MODES:

@@ -95,7 +95,8 @@ class GCN(nn.Module):
 
     Deviation from the paper: it enlarges by transposed convolutions whose kernel it does not give;
     here bilinearly without parameters, unless ``upsample="deconv"``. Its ResNet with large kernels
-    inside (ResNet-GCN) is not here, as its widths are not given.
+    inside (ResNet-GCN) is not here, as its widths are not given. Files of
+    zijundeng/pytorch-semantic-segmentation load by a key map.
     """
 
     def __init__(self, config: GCNConfig) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segkern.models._ports import CAFFE_NORM_EPS
+from segkern.models._port_rules import CAFFE_NORM_EPS
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
 from segkern.models._resize import resize_corners

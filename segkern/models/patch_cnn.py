@@ -66,8 +66,8 @@ class PatchCNN(nn.Module):
 
     Paper: NIPS 2012. No layer pads, so that a dense evaluation gives the scores of every patch.
 
-    Deviations: the activation is tanh, after every hidden layer. Foveation and the recalibration
-    of probabilities after balanced sampling are left out.
+    Deviations: the activation is tanh, after every hidden layer. Foveation, the recalibration of
+    probabilities after balanced sampling and the average over rotations are left out.
     """
 
     tiled_only = False
@@ -133,7 +133,7 @@ class PatchCNN(nn.Module):
         self, image: Tensor, prepare: Callable[[Tensor], Tensor] = as_it_is
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Scores tile by tile, those of the whole image; see :meth:`UNet.tiles`."""
-        check_image("patch_cnn", image, self.in_channels)
+        check_image("patch_cnn", image, self.in_channels, prepared=False)
         height, width = image.shape[-2:]
         for top in range(0, height, self.tile):
             for left in range(0, width, self.tile):

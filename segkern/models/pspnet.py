@@ -40,8 +40,10 @@ class PSPNetConfig:
         in_channels: Input channels.
         backbone: ``"resnet101"``, ``"resnet50"`` or ``"resnet152"``; ``"resnet17"`` for trials.
         stem: ``"deep"``, three 3x3 convolutions, or ``"plain"``, torchvision's 7x7.
-        stride_in: ``"1x1"`` as the release, or ``"3x3"`` as torchvision and hszhao/semseg; each
-            with the rates that are its exact à-trous form.
+        stride_in: ``"1x1"`` as the release, or ``"3x3"`` as torchvision and hszhao/semseg.
+        rates: ``"exact"``, the à-trous form of the trunk with that stride: with ``"3x3"`` the first
+            block of layers 3 and 4 keeps the rate before it; or ``"whole_layer"``, 2 and 4 in all
+            their blocks, as hszhao/semseg trained its networks. With ``"1x1"`` both are the same.
         bins: Cells a side of the pyramid's levels.
         aux: Whether there is a second classifier on layer 3, which only training uses.
         norm_momentum: Share of the new value in the running statistics of every batch norm.
@@ -53,6 +55,7 @@ class PSPNetConfig:
     backbone: str = "resnet101"
     stem: str = "deep"
     stride_in: str = "1x1"
+    rates: str = "exact"
     bins: tuple[int, ...] = (1, 2, 3, 6)
     aux: bool = True
     norm_momentum: float = NORM_MOMENTUM
@@ -103,7 +106,8 @@ class PSPNet(nn.Module):
 
     Raises (forward):
         ValueError: If the input has another number of axes or channels, or in training for a
-            batch of one where the pyramid has a level of one cell, whose norm has no variance.
+            batch of one where the pyramid has a level of one cell, whose norm has no variance, or
+            which has 1x1 pixels.
 
     Paper: arXiv:1612.01105. At the paper's crops of 473 and 713 pixels all cells of the pyramid
     are equal, 60 / b and 90 / b pixels of features a side.
@@ -113,15 +117,16 @@ class PSPNet(nn.Module):
           PyTorch code; the Caffe networks have a fixed kernel for one size.
         - The pyramid's levels are concatenated as in that PyTorch code, the features and then
           1, 2, 3 and 6 cells; Caffe's order is the features, 6, 3, 2 and 1.
-        - With ``stride_in="3x3"`` the first block of layers 3 and 4 keeps the rate before it, the
-          exact à-trous form; hszhao/semseg gives it the new one.
+        - With ``stride_in="3x3"`` the rates are those of the exact à-trous form, unless
+          ``rates="whole_layer"``, which files of hszhao/semseg choose by themselves.
         - Dropout before the classifiers drops elements, as Caffe's; semseg's drops channels.
     """
 
     def __init__(self, config: PSPNetConfig) -> None:
         super().__init__()
         check_choice("pspnet", "backbone", config.backbone, tuple(RESNETS))
-        if not config.bins or any(isinstance(b, bool) or b < 1 for b in config.bins):
+        check_choice("pspnet", "rates", config.rates, ("exact", "whole_layer"))
+        if not config.bins or any(b < 1 for b in config.bins):
             raise ValueError(f"pspnet: bins must be positive ints, got {config.bins}")
         self.in_channels = config.in_channels
         self.backbone = ResNet(
@@ -131,6 +136,7 @@ class PSPNet(nn.Module):
             output_stride=8,
             stem=config.stem,
             stride_in=config.stride_in,
+            exact=config.rates == "exact",
             ceil_pool=config.stride_in == "1x1",
             width=config.width,
         )
@@ -154,6 +160,8 @@ class PSPNet(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         check_image("pspnet", image, self.in_channels)
         padded = pad_to_grid("pspnet", image, 8, 1)
+        last = padded[..., ::8, ::8]
+        check_batch_statistics("pspnet", "backbone.layer2.0.bn2", last, self.training)
         stages = self.backbone.stages(padded)
         for i, cells in enumerate(self.pyramid.bins):
             pooled = stages[-1][:, :, :cells, :cells]

@@ -141,7 +141,9 @@ class RefineNet(nn.Module):
     Deviations from the release:
         - Maps are enlarged bilinearly with corners on corners, as the converted networks do; the
           release resizes bicubically and propagates gradients through a plain reduction.
-        - The network of two scales, of two ResNets, is not here.
+        - The networks of one block, of two, and of two scales (two ResNets) are not here.
+
+    The converted networks (DrSleep/refinenet-pytorch) load by a key map.
     """
 
     def __init__(self, config: RefineNetConfig) -> None:

@@ -54,7 +54,7 @@ class SOLOv2Config(SOLOOptions):
     feature_channels: int = 128
     mask_channels: int = 256
     kernel_size: int = 1
-    min_size: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    min_size: int | tuple[int, ...] = (640, 672, 704, 736, 768, 800)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class SOLOv2LightConfig(SOLOv2Config):
     depth: int = 2
     mask_channels: int = 128
     scale_ranges: tuple[tuple[float, float], ...] = SCALE_RANGES_448
-    min_size: tuple[int, ...] = (352, 384, 416, 480, 512, 448)
+    min_size: int | tuple[int, ...] = (352, 384, 416, 480, 512, 448)
     max_size: int = 768
 
 

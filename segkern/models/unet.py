@@ -80,6 +80,8 @@ class UNet(nn.Module):
     Paper: arXiv:1505.04597. The up-sampled map comes first in the concatenation, as in ports of
     the release; the paper does not say. Mirroring does not repeat the border pixel. The standard
     deviation sqrt(2 / N) of an up-convolution counts N = 4 C_out, as the release's filler.
+    Files of jvanvugt/pytorch-unet load by a key map; its first revisions, whose files have the
+    same names, pool by averages, and one trained with padding needs ``padding="same"``.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -179,7 +181,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: If the input has another number of axes or channels.
         """
-        check_image("unet", image, self.in_channels)
+        check_image("unet", image, self.in_channels, prepared=False)
         height, width = image.shape[-2:]
         for top in range(0, height, self.tile):
             for left in range(0, width, self.tile):

@@ -10,7 +10,7 @@ from modeltester import CASES, images, seed_weights
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segkern.models import WeightsError, create_model, save_weights
+from segkern.models import WeightsError, create_model, danet, save_weights
 from segkern.models.backbones import ResNet
 from segkern.models.danet import ChannelAttention, PositionAttention
 from segkern.models.gcn import BoundaryRefinement, GlobalConvolution, _deconv
@@ -199,6 +199,44 @@ def test_position_attention_never_holds_all_pairs(device):
     torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
 
 
+def test_position_attention_row_by_row(monkeypatch):
+    """What CUDA computes where it is to be deterministic: the same, in as little memory."""
+    monkeypatch.setattr(danet, "MOST_WEIGHTS", 5 * 2 * 130)
+    shapes = ((2, 1, 130, 3), (2, 1, 130, 3), (2, 1, 130, 8))
+    tensors = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    weight = torch.randn(2, 1, 130, 8, dtype=torch.float64)
+    with Largest() as seen:
+        found = danet.attend_in_rows(*tensors)
+        gradients = torch.autograd.grad((found * weight).sum(), tensors)
+    assert seen.elements < 2 * 130 * 130 / 10
+    query, key, value = tensors
+    scores = torch.einsum("nhqd,nhkd->nhqk", query, key).exp()
+    expected = torch.einsum("nhqk,nhkd->nhqd", scores / scores.sum(-1, keepdim=True), value)
+    torch.testing.assert_close(found, expected)
+    wanted = torch.autograd.grad((expected * weight).sum(), tensors)
+    for gradient, other in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-9)
+
+
+def test_deterministic_attention_is_taken_on_cuda(cuda):
+    attention = PositionAttention(64).to(cuda)
+    torch.nn.init.ones_(attention.gamma)
+    x = torch.randn(2, 64, 48, 48, device=cuda)
+    plain = attention(x)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        runs = []
+        for _ in range(2):
+            attention.zero_grad()
+            scores = attention(x)
+            scores.square().sum().backward()
+            runs.append([p.grad.clone() for p in attention.parameters()])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(scores, plain, rtol=1e-3, atol=1e-3)
+    assert all(map(torch.equal, *runs))
+
+
 def test_channel_attention_of_the_paper():
     x = torch.randn(2, 5, 4, 3, dtype=torch.float64)
     module = ChannelAttention("paper").double()
@@ -266,6 +304,13 @@ def test_one_value_for_a_norm_is_refused(name, size, layer):
     with pytest.raises(ValueError, match=f"{name}: {layer} sees one 1x1 feature map"):
         model(torch.zeros(1, 3, size, size))
     assert model.eval()(torch.zeros(1, 3, size, size))["out"].isfinite().all()
+
+
+def test_one_pixel_without_a_pyramid_of_one_cell():
+    model = create_model("pspnet", **CASES["pspnet"].options, bins=(2, 3))
+    with pytest.raises(ValueError, match="pspnet: backbone.layer2.0.bn2 sees one 1x1 feature map"):
+        model(torch.zeros(1, 3, 1, 1))
+    assert model(torch.zeros(1, 3, 9, 1))["out"].isfinite().all()
 
 
 def test_fc_densenet_with_the_statistics_of_the_batch():

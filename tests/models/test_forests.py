@@ -314,7 +314,7 @@ def test_without_the_extra(name, monkeypatch):
     "option, message",
     [
         ({"trees": 0}, "trees must be an int of at least 1, got 0"),
-        ({"depth": 2.5}, "depth must be an int of at least 1, got 2.5"),
+        ({"depth": 0}, "depth must be an int of at least 1, got 0"),
         ({"nodes": -1}, "nodes must be an int of at least 0, got -1"),
         ({"share": 0.0}, "share must be above 0 and at most 1, got 0.0"),
     ],

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from segkern.models import WeightsError, create_model
-from segkern.models._ports import VGG16_DEPTHS
+from segkern.models._port_rules import VGG16_DEPTHS
 
 WIDTHS = {1: 64, 2: 128, 3: 256, 4: 512, 5: 512}
 

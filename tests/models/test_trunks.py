@@ -35,6 +35,8 @@ def rates(layer: torch.nn.Module) -> list[int]:
         ({"output_stride": 16}, (1, 1), [1, 2, 2]),
         ({"output_stride": 8, "stride_in": "1x1"}, (2, 2), [4, 4, 4]),
         ({"output_stride": 16, "stride_in": "1x1"}, (1, 1), [2, 2, 2]),
+        # hszhao/semseg's: those rates in spite of the other stride.
+        ({"output_stride": 8, "exact": False}, (2, 2), [4, 4, 4]),
         # DeepLab v3's multi-grid.
         ({"output_stride": 8, "multi_grid": (1, 2, 4)}, (1, 2), [4, 8, 16]),
         ({"output_stride": 16, "multi_grid": (1, 2, 4)}, (1, 1), [2, 4, 8]),

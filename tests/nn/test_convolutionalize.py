@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import doctest
+import functools
 
 import pytest
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.models.googlenet import BasicConv2d, Inception
 from torchvision.models.vgg import make_layers
 
 import segkern
@@ -114,6 +116,33 @@ def test_dense_scores_are_those_of_sliding_windows(name):
         assert (score - bare(window)[..., 0, 0]).abs().max() <= 1e-13 * largest
         # A window by itself sees its own zeros: the specification's warning, and a test of ours.
         assert (score - dense(window)[..., 0, 0]).abs().max() > 1e-6 * largest
+
+
+@torch.no_grad()
+def test_googlenets_scores_slide_with_the_image():
+    """Its blocks add zeros of different widths, so no bare form exists: a score depends on the
+    pixels of its window alone, and is found where these are."""
+
+    def thin(inputs, outputs, **options):
+        return BasicConv2d(inputs if inputs == 3 else inputs // 8, outputs // 8, **options)
+
+    inception = functools.partial(Inception, conv_block=thin)
+    classifier = models.GoogLeNet(
+        init_weights=False, aux_logits=False, blocks=[thin, inception, None]
+    )
+    classifier.fc = nn.Linear(128, 5)
+    dense = segkern.convert.convolutionalize(classifier.double().eval())
+    image = torch.randn(1, 3, 32 * 30, 32 * 30, dtype=torch.float64)
+    scores = dense(image)
+    assert scores.shape[2:] == (24, 24)
+    moved = dense(image[..., 32:, 64:])
+    assert scores.std(dim=(2, 3)).min() > 0
+    # Pixels 281 to 900, with no border among them.
+    (row, column), size = (14, 14), scores.abs().max()
+    difference = (scores[..., row, column] - moved[..., row - 1, column - 2]).abs().max()
+    assert difference <= 1e-12 * size
+    # Near the border the zeros tell.
+    assert (scores[..., 2, 3] - moved[..., 1, 1]).abs().max() > 1e-9 * size
 
 
 def test_other_networks_are_refused():

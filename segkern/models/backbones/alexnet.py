@@ -8,9 +8,18 @@ from torch.nn import functional
 from segkern.models.backbones.resnet import scale_channels
 
 
-def local_response_norm() -> nn.LocalResponseNorm:
-    """Over 5 channels, alpha 1e-4, beta 0.75, k 1: that of AlexNet and GoogLeNet in Caffe."""
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+class CaffeLRN(nn.LocalResponseNorm):
+    """Over 5 channels, alpha 1e-4, beta 0.75, k 1: that of AlexNet and GoogLeNet in Caffe.
+
+    Positions lie in one axis for it: torch averages pooled squares of (N, C, H, W) by a 3-D pool,
+    whose backward on CUDA adds in no fixed order, those of (N, C, H * W) by a 2-D one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(5, alpha=1e-4, beta=0.75, k=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 class CaffeNetFeatures(nn.Module):
@@ -39,7 +48,7 @@ class CaffeNetFeatures(nn.Module):
         self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, groups=2)
         self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, groups=2)
         self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.norm = local_response_norm()
+        self.norm = CaffeLRN()
         self.channels = c5
         self.skip_channels = {16: c2, 8: c1}
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segkern.models.backbones.alexnet import local_response_norm
+from segkern.models.backbones.alexnet import CaffeLRN
 from segkern.models.backbones.resnet import scale_channels
 
 # Of each block: 1x1; 3x3's reduction and 3x3; 5x5's reduction and 5x5; projection after the pool.
@@ -72,7 +72,7 @@ class GoogLeNetFeatures(nn.Module):
         self.conv2_reduce = nn.Conv2d(first, first, 1)
         self.conv2 = nn.Conv2d(first, second, 3, padding=1)
         self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.norm = local_response_norm()
+        self.norm = CaffeLRN()
         channels = second
         self.skip_channels = {8: second}
         for name, widths in INCEPTIONS.items():

@@ -27,6 +27,9 @@ def load_imagenet(
     convolution is turned round to BGR, and the input becomes ``"caffe"``. A file of an Xception
     leaves the input as it is.
 
+    Of a network with more than 3 input channels the first convolution starts for each further one
+    from the mean of those of the three colours, as FCN does for depth.
+
     Args:
         network: Has ``config`` and ``recipe``.
         trunk: The part to load, whose state dict has the names of ``source``.
@@ -43,6 +46,12 @@ def load_imagenet(
     state_dict = _open(name, backbone, source)
     own = trunk.state_dict()
     given = {key: value for key, value in state_dict.items() if not key.startswith(_CLASSIFIERS)}
+    first = next(iter(own))
+    is_caffe = str(source).endswith("IMAGENET1K_FEATURES")
+    if is_caffe:
+        given[first] = given[first].flip(1)
+    if first in given and given[first].dim() == 4 and given[first].shape[1] == 3:
+        given[first] = _with_more_channels(given[first], own[first].shape[1] - 3)
     wrong = [
         f"{key}: file {_shape(given.get(key))}, network {_shape(own.get(key))}"
         for key in sorted(own.keys() | given.keys())
@@ -52,9 +61,6 @@ def load_imagenet(
     if wrong:
         shown = "\n  ".join(wrong[:20] + ([f"and {len(wrong) - 20} more"] if wrong[20:] else []))
         raise WeightsError(f"{name}: {source} does not fit {backbone}:\n  {shown}")
-    is_caffe = str(source).endswith("IMAGENET1K_FEATURES")
-    if is_caffe:
-        given["features.0.weight"] = given["features.0.weight"].flip(1)
     trunk.load_state_dict(given, strict=False)
     if not backbone.startswith("xception"):
         mode = "caffe" if is_caffe else "imagenet"
@@ -96,6 +102,12 @@ def dense_layer(state_dict: dict[str, Tensor], key: str, map_size: int) -> tuple
     if weight is None or bias is None:
         raise WeightsError(f"VGG16 weights: {key}.weight or {key}.bias is missing")
     return weight.reshape(weight.shape[0], -1, map_size, map_size), bias
+
+
+def _with_more_channels(weight: Tensor, more: int) -> Tensor:
+    """The first convolution's weight (O, 3, h, w) with ``more`` input channels, their mean."""
+    mean = weight.mean(dim=1, keepdim=True)
+    return torch.cat([weight, mean.expand(-1, max(more, 0), -1, -1)], dim=1)
 
 
 def _shape(tensor: Tensor | None) -> str:

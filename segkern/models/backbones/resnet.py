@@ -45,6 +45,8 @@ class ResNet(nn.Module):
         stride_in: ``"3x3"`` as torchvision, ``"1x1"`` as the original. A layer whose stride was
             removed is the à-trous form of either, see
             :func:`segkern.models.backbones.atrous.residual_rates`.
+        exact: Whether it is; otherwise its first block has the rate of the others also with
+            ``stride_in="3x3"``.
         ceil_pool: Round the size after the stem's pool up, as Caffe.
         layers: 4, or up to 7 for a cascade.
         width: Factor on all channels.
@@ -64,6 +66,7 @@ class ResNet(nn.Module):
         stem: str = "plain",
         multi_grid: Sequence[int] | None = None,
         stride_in: str = "3x3",
+        exact: bool = True,
         ceil_pool: bool = False,
         layers: int = 4,
         width: float = 1.0,
@@ -85,9 +88,8 @@ class ResNet(nn.Module):
         expansion = 1 if is_basic else EXPANSION
         planes = [scale_channels(p, width) for p in PLANES]
         grid = (1,) * blocks[3] if multi_grid is None else tuple(multi_grid)
-        plan = residual_rates(
-            network, blocks, output_stride, grid, exact=stride_in == "3x3", layers=layers
-        )
+        keeps_rate = exact and stride_in == "3x3"
+        plan = residual_rates(network, blocks, output_stride, grid, exact=keeps_rate, layers=layers)
         channels = self._make_stem(stem, in_channels, planes[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=ceil_pool)
@@ -163,9 +165,7 @@ def scale_channels(channels: int, width: float) -> int:
     return channels if width == 1 else max(4, round(channels * width))
 
 
-def _make_layer(
-    channels: int, planes: int, layer, stride_in: str, is_basic: bool
-) -> nn.Sequential:
+def _make_layer(channels: int, planes: int, layer, stride_in: str, is_basic: bool) -> nn.Sequential:
     make = _torchvision_block("BasicBlock" if is_basic else "Bottleneck")
     out_channels = make.expansion * planes
     blocks = []
