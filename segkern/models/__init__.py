@@ -33,6 +33,7 @@ from segkern.models import (
     dilation,
     espnet,
 )  # isort: skip
+
 from segkern.models import fcn, patch_cnn, unet  # isort: skip
 from segkern.models import maskrcnn  # isort: skip
 from segkern.models import decoupled_solo, solo, solov2  # isort: skip

@@ -375,7 +375,7 @@ def test_wrong_targets(change, error, message):
     [
         ({"backbone": "resnet7"}, "aunet: backbone must be one of"),
         ({"num_stuff": 0}, "aunet: num_stuff must be a positive int"),
-        ({"stuff_area": 0.5}, "aunet: stuff_area must be a positive int"),
+        ({"stuff_area": 0}, "aunet: stuff_area must be a positive int"),
         ({"roi_mode": "max"}, "aunet: roi_mode must be one of"),
         ({"roi_reduction": "min"}, "aunet: roi_reduction must be one of"),
         ({"background_weight": -1.0}, "aunet: background_weight must be at least 0"),
