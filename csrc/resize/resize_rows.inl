@@ -1,0 +1,184 @@
+// Row kernels of bilinear resampling; compiled once per instruction set (common/cpu_targets.h).
+// What has a weight of 0 adds nothing, whatever it is: infinities and NaNs do not spread from there.
+
+template <typename T>
+struct Wide {
+  typedef T V __attribute__((vector_size(64)));
+  static constexpr int kLanes = 64 / static_cast<int>(sizeof(T));
+
+  static inline __attribute__((always_inline)) V load(const T* from) {
+    V v;
+    std::memcpy(&v, from, sizeof(v));
+    return v;
+  }
+  static inline __attribute__((always_inline)) void store(T* to, const V& v) {
+    std::memcpy(to, &v, sizeof(v));
+  }
+};
+
+template <typename T>
+void expand(const T* in, const int64_t* first, const T* near, const T* far, int64_t n, T* out) {
+  for (int64_t o = 0; o < n; ++o) {
+    const T* at = in + first[o];
+    out[o] = near[o] * at[0] + far[o] * (far[o] != T(0) ? at[1] : T(0));
+  }
+}
+
+// A block's inputs lie within one vector register, from which the lanes are picked.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
+#if defined(__AVX512F__)
+constexpr int kPickBytes = 64;
+#else
+constexpr int kPickBytes = 32;
+#endif
+#else
+constexpr int kPickBytes = 0;
+#endif
+
+template <typename T>
+void expand_blocks(const T* in, const BlockTable<T>& table, T* out) {
+#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
+  constexpr int L = kPickBytes / static_cast<int>(sizeof(T));
+  typedef T V __attribute__((vector_size(kPickBytes)));
+  typedef std::conditional_t<sizeof(T) == 8, int64_t, int32_t> I;
+  typedef I M __attribute__((vector_size(kPickBytes)));
+  const I* lanes = static_cast<const I*>(table.lane);
+  for (int64_t b = 0; b < table.blocks; ++b) {
+    const T* at = in + table.base[b];
+    V one, two, near, far;
+    M lane;
+    std::memcpy(&one, at, sizeof(V));
+    std::memcpy(&two, at + 1, sizeof(V));
+    std::memcpy(&lane, lanes + b * L, sizeof(M));
+    std::memcpy(&near, table.near + b * L, sizeof(V));
+    std::memcpy(&far, table.far + b * L, sizeof(V));
+    const V behind = V(M(__builtin_shuffle(two, lane)) & M(far != V{}));
+    const V made = near * __builtin_shuffle(one, lane) + far * behind;
+    std::memcpy(out + b * L, &made, sizeof(V));
+  }
+#else
+  (void)in, (void)table, (void)out;
+#endif
+}
+
+template <typename T>
+void expand_pixels(const T* in, int64_t origin, const int64_t* first, const T* near, const T* far,
+                   int64_t n, int64_t channels, T* out) {
+  using W = Wide<T>;
+  for (int64_t o = 0; o < n; ++o) {
+    const T* at = in + (first[o] - origin) * channels;
+    T* to = out + o * channels;
+    const T a = near[o], b = far[o];
+    if (b == T(0)) {
+      for (int64_t c = 0; c < channels; c += W::kLanes) {
+        W::store(to + c, a * W::load(at + c));
+      }
+      continue;
+    }
+    for (int64_t c = 0; c < channels; c += W::kLanes) {
+      W::store(to + c, a * W::load(at + c) + b * W::load(at + channels + c));
+    }
+  }
+}
+
+template <typename T>
+void blend(const T* a, const T* b, const T* near, const T* far, int64_t rows, int64_t n, T* out) {
+  using W = Wide<T>;
+  constexpr int L = W::kLanes;
+  for (int64_t r = 0; r < rows; ++r, out += n) {
+    const T u = near[r], v = far[r];
+    if (v == T(0)) {
+      std::memcpy(out, a, n * sizeof(T));
+      continue;
+    }
+    int64_t x = 0;
+    for (; x + L <= n; x += L) {
+      W::store(out + x, u * W::load(a + x) + v * W::load(b + x));
+    }
+    if (x < n && n >= L) {  // some outputs twice, to the same result
+      x = n - L;
+      W::store(out + x, u * W::load(a + x) + v * W::load(b + x));
+      continue;
+    }
+    for (; x < n; ++x) {
+      out[x] = u * a[x] + v * b[x];
+    }
+  }
+}
+
+// K vectors of results in registers.
+template <typename T, int K>
+inline __attribute__((always_inline)) void mix_block(const T* in, int64_t step, const T* weights,
+                                                     int64_t count, T* out) {
+  using W = Wide<T>;
+  typename W::V sum[K];
+  for (int j = 0; j < K; ++j) {
+    sum[j] = typename W::V{};
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    const T w = weights[k];
+    for (int j = 0; j < K; ++j) {
+      sum[j] += w * W::load(in + k * step + j * W::kLanes);
+    }
+  }
+  for (int j = 0; j < K; ++j) {
+    W::store(out + j * W::kLanes, sum[j]);
+  }
+}
+
+template <typename T>
+void mix(const T* in, int64_t step, const T* weights, int64_t count, int64_t n, T* out) {
+  constexpr int L = Wide<T>::kLanes;
+  constexpr int kMany = 4;
+  int64_t x = 0;
+  for (; x + kMany * L <= n; x += kMany * L) {
+    mix_block<T, kMany>(in + x, step, weights, count, out + x);
+  }
+  for (; x + L <= n; x += L) {
+    mix_block<T, 1>(in + x, step, weights, count, out + x);
+  }
+  if (x < n && n >= L) {  // some results twice, to the same numbers
+    mix_block<T, 1>(in + n - L, step, weights, count, out + n - L);
+    return;
+  }
+  for (; x < n; ++x) {
+    T sum = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      sum += weights[k] * in[k * step + x];
+    }
+    out[x] = sum;
+  }
+}
+
+template <typename T>
+void mix_pixels(const T* in, int64_t origin, const int64_t* begin, const int64_t* start,
+                const T* weights, int64_t n, int64_t channels, T* out) {
+  constexpr int L = Wide<T>::kLanes;
+  constexpr int kMany = 4;
+  for (int64_t i = 0; i < n; ++i) {
+    const T* at = in + (begin[i] - origin) * channels;
+    const T* w = weights + start[i];
+    const int64_t count = start[i + 1] - start[i];
+    T* to = out + i * channels;
+    int64_t c = 0;
+    for (; c + kMany * L <= channels; c += kMany * L) {
+      mix_block<T, kMany>(at + c, channels, w, count, to + c);
+    }
+    for (; c < channels; c += L) {
+      mix_block<T, 1>(at + c, channels, w, count, to + c);
+    }
+  }
+}
+
+template <typename T>
+constexpr ResizeRows<T> kRowsOf = {
+    kPickBytes / static_cast<int>(sizeof(T)),
+    expand<T>,
+    expand_blocks<T>,
+    expand_pixels<T>,
+    blend<T>,
+    mix<T>,
+    mix_pixels<T>,
+};
+
+inline const ResizeRowTable kRows = {kRowsOf<float>, kRowsOf<double>};
