@@ -19,6 +19,8 @@ struct AxisTable {
   // weights[start[i + 1]].
   std::vector<int64_t> begin, start;
   std::vector<T> weights;
+  // Output pixels run_begin[i] to run_begin[i + 1] read input pixels i and i + 1.
+  std::vector<int64_t> run_begin;
 
   AxisTable(int64_t in_size, int64_t out_size, bool align_corners) : in(in_size), out(out_size) {
     const AxisMap<T> map(in_size, out_size, align_corners);
@@ -45,6 +47,9 @@ struct AxisTable {
       }
     }
     start.push_back(static_cast<int64_t>(weights.size()));
+    for (int64_t i = 0; i <= in; ++i) {
+      run_begin.push_back(std::lower_bound(first.begin(), first.end(), i) - first.begin());
+    }
   }
 
   int64_t count(int64_t i) const { return start[i + 1] - start[i]; }

@@ -23,8 +23,9 @@ namespace segkern {
 namespace {
 
 // Elements of a strip's rows, and of results gathered before they go to memory.
-constexpr int64_t kStrip = 4096;
+constexpr int64_t kStrip = 16384;
 constexpr int64_t kStaged = 4096;
+constexpr int64_t kWidePixel = 64;
 // Rows of gradients whose columns are summed at once: lanes of a vector of float.
 constexpr int64_t kGroup = 16;
 // Elements of the larger map that are worth a task of their own.
@@ -190,6 +191,8 @@ struct Forward {
   const Blocks<T> blocks{across, p.channels_last ? 0 : rows.lanes};
   const int64_t width = p.channels_last ? p.channels : 1;  // elements of a pixel
   const bool stream = p.out_elements() * elements.size >= kStreamBytes;
+  // Pixels of this many whole vectors are not worth a row of them resampled in between.
+  const bool wide = p.channels_last && width >= kWidePixel && width * sizeof(T) % 64 == 0;
 
   // The columns [x, x_end) of an input row, resampled; `copy` holds the input pixels they read.
   void expand(int64_t row, int64_t x, int64_t x_end, T* copy, T* to) const {
@@ -220,6 +223,57 @@ struct Forward {
   int64_t columns_end(int64_t x) const { return std::min(p.in_w, across.first[x - 1] + 2); }
 
   void run() const {
+    if (wide) {
+      pixels();
+    } else {
+      strips();
+    }
+  }
+
+  void pixels() const {
+    const int64_t map_elements = p.out_elements() / p.items, row = p.in_w * width;
+    const bool past = elements.same && stream && reinterpret_cast<uintptr_t>(p.to) % 64 == 0;
+    const int64_t together = std::max<int64_t>(1, kStaged / width);
+    const Tasks tasks(p.items, p.out_h, p.out_w, p.out_w, map_elements);
+    tasks.share(map_elements, [&](int64_t begin, int64_t end) {
+      const int64_t copied = elements.same ? 0 : row;
+      Buffer<T> even(copied), odd(copied);
+      T* const buffer[2] = {even.get(), odd.get()};
+      Results<T> results(elements, p.to, stream && !past, together * width);
+      for (int64_t task = begin; task < end; ++task) {
+        const typename Tasks::Part at = tasks.part(task);
+        int64_t held[2] = {-1, -1};
+        const auto input = [&](int64_t y) -> const T* {
+          const int64_t from = (at.map * p.in_h + y) * row;
+          if (elements.same) {
+            return static_cast<const T*>(p.from) + from;
+          }
+          if (held[y % 2] != y) {
+            elements.load(p.from, from, row, buffer[y % 2]);
+            held[y % 2] = y;
+          }
+          return buffer[y % 2];
+        };
+        for (int64_t y = at.row; y < at.row_end; ++y) {
+          const int64_t near = down.first[y];
+          const T* one = input(near);
+          const T* two = down.far[y] == T(0) ? one : input(near + 1);
+          for (int64_t x = 0; x < p.out_w; x += together) {
+            const int64_t n = std::min(together, p.out_w - x);
+            const int64_t to = ((at.map * p.out_h + y) * p.out_w + x) * width;
+            rows.blend_pixels(one, two, across.first.data() + x, across.near.data() + x,
+                              across.far.data() + x, down.near[y], down.far[y], n, width, past,
+                              results.take(to, n * width));
+          }
+        }
+      }
+      if (past) {
+        stream_fence();
+      }
+    });
+  }
+
+  void strips() const {
     const int64_t maps = p.channels_last ? p.items : p.planes();
     const int64_t strip = p.channels_last ? std::max<int64_t>(1, kStrip / width) : p.out_w;
     const int64_t map_elements = p.out_elements() / maps;
@@ -260,6 +314,59 @@ struct Forward {
   }
 };
 
+// The sums of one input row after the other over the output rows that read it, each of which is
+// read once: what it adds to the row behind is carried there.
+template <typename T>
+class RowSums {
+ public:
+  // n elements of rows that are `step` elements apart.
+  RowSums(const ResizeParams& params, const Elements<T>& elements, const AxisTable<T>& down,
+          int64_t step, int64_t most)
+      : p(params), elements_(elements), down_(down), step_(step),
+        carry_{Buffer<T>(most), Buffer<T>(most)}, spare_(most) {}
+
+  // For row y of the map whose elements begin at `at`.
+  void sum(int64_t at, int64_t y, int64_t n, T* to) {
+    if (y == 0) {
+      carried_ = nullptr;
+    } else if (at != at_ || y != next_) {
+      carried_ = nullptr;
+      gather(at, y - 1, n, spare_.get());
+    }
+    gather(at, y, n, to);
+    at_ = at;
+    next_ = y + 1;
+  }
+
+ private:
+  void gather(int64_t at, int64_t y, int64_t n, T* to) {
+    const int64_t first = down_.run_begin[y], count = down_.run_begin[y + 1] - first;
+    const T* in = static_cast<const T*>(p.from) + at + first * step_;
+    int64_t step = step_;
+    if (!elements_.same) {
+      wide_.resize(std::max<size_t>(wide_.size(), count * n));
+      for (int64_t k = 0; k < count; ++k) {
+        elements_.load(p.from, at + (first + k) * step_, n, wide_.data() + k * n);
+      }
+      in = wide_.data();
+      step = n;
+    }
+    T* carry = carry_[carried_ == carry_[0].get() ? 1 : 0].get();
+    rows_.gather(in, step, down_.near.data() + first, down_.far.data() + first, count, n, carried_,
+                 to, carry);
+    carried_ = carry;
+  }
+
+  const ResizeParams& p;
+  const Elements<T>& elements_;
+  const AxisTable<T>& down_;
+  const ResizeRows<T>& rows_ = resize_rows<T>();
+  int64_t step_, at_ = -1, next_ = -1;
+  Buffer<T> carry_[2], spare_;
+  const T* carried_ = nullptr;
+  std::vector<T> wide_;
+};
+
 template <typename T>
 struct Backward {
   const ResizeParams& p;
@@ -277,46 +384,35 @@ struct Backward {
     return table;
   }
 
-  // The sum for input row y over the n elements of output rows from `at` on, in a plane or image
-  // whose rows are `step` elements apart. `wide` holds rows of half types as T.
-  void sum_rows(int64_t y, int64_t at, int64_t step, int64_t n, std::vector<T>& wide,
-                T* to) const {
-    const int64_t first = down.begin[y], count = down.count(y);
-    if (elements.same) {
-      rows.mix(static_cast<const T*>(p.from) + at + first * step, step, down.weights_of(y), count,
-               n, to);
-      return;
-    }
-    wide.resize(std::max<size_t>(wide.size(), count * n));
-    for (int64_t k = 0; k < count; ++k) {
-      elements.load(p.from, at + (first + k) * step, n, wide.data() + k * n);
-    }
-    rows.mix(wide.data(), n, down.weights_of(y), count, n, to);
-  }
-
   // Planes: kGroup input rows at a time, of one plane or of several. Their sums are turned, so that
   // the columns of all of them are summed by vectors.
   void planes() const {
     const int64_t total = p.planes() * p.in_h, groups = divide_up(total, kGroup);
     const int64_t each = std::max<int64_t>(1, kGroup * p.out_w * p.out_h / p.in_h);
+    const int64_t pitch = divide_up(p.out_w, kGroup) * kGroup;  // whole tiles to turn
+    const int64_t made_pitch = divide_up(p.in_w, kGroup) * kGroup;
     torch::stable::parallel_for(
         0, groups, std::max<int64_t>(1, kGrain / each), [&](int64_t begin, int64_t end) {
-          Buffer<T> sums(kGroup * p.out_w), turned(kGroup * p.out_w), made(kGroup * p.in_w);
-          std::vector<T> wide;
+          Buffer<T> sums(kGroup * pitch), turned(kGroup * pitch);
+          Buffer<T> made(kGroup * made_pitch), back(kGroup * made_pitch);
           const auto transpose = roi_rows(T{}).transpose;
+          RowSums<T> row_sums(p, elements, down, p.out_w, p.out_w);
           Results<T> results(elements, p.to, stream, kGroup * p.in_w);
           for (int64_t group = begin; group < end; ++group) {
             const int64_t row = group * kGroup, count = std::min(kGroup, total - row);
             for (int64_t r = 0; r < count; ++r) {
               const int64_t plane = (row + r) / p.in_h;
-              sum_rows((row + r) % p.in_h, plane * p.out_h * p.out_w, p.out_w, p.out_w, wide,
-                       sums.get() + r * p.out_w);
+              row_sums.sum(plane * p.out_h * p.out_w, (row + r) % p.in_h, p.out_w,
+                           sums.get() + r * pitch);
             }
-            transpose(sums.get(), p.out_w, kGroup, p.out_w, turned.get(), kGroup);
+            transpose(sums.get(), pitch, kGroup, pitch, turned.get(), kGroup);
             rows.mix_pixels(turned.get(), 0, across.begin.data(), across.start.data(),
                             across.weights.data(), p.in_w, kGroup, made.get());
-            transpose(made.get(), kGroup, p.in_w, count,
-                      results.take(row * p.in_w, count * p.in_w), p.in_w);
+            transpose(made.get(), kGroup, made_pitch, kGroup, back.get(), made_pitch);
+            T* to = results.take(row * p.in_w, count * p.in_w);
+            for (int64_t r = 0; r < count; ++r) {
+              std::memcpy(to + r * p.in_w, back.get() + r * made_pitch, p.in_w * sizeof(T));
+            }
           }
         });
   }
@@ -333,7 +429,7 @@ struct Backward {
         most = std::max(most, columns_end(std::min(p.in_w, x + tasks.strip)) - across.begin[x]);
       }
       Buffer<T> sums(most * width);
-      std::vector<T> wide;
+      RowSums<T> row_sums(p, elements, down, p.out_w * width, most * width);
       const bool whole = elements.same && !stream && width * sizeof(T) % 64 == 0;
       Buffer<T> made(whole ? 0 : tasks.strip * width);
       for (int64_t task = begin; task < end; ++task) {
@@ -341,8 +437,7 @@ struct Backward {
         const int64_t origin = across.begin[at.column];
         const int64_t n = (columns_end(at.column_end) - origin) * width;
         for (int64_t y = at.row; y < at.row_end; ++y) {
-          sum_rows(y, (at.map * p.out_h * p.out_w + origin) * width, p.out_w * width, n, wide,
-                   sums.get());
+          row_sums.sum((at.map * p.out_h * p.out_w + origin) * width, y, n, sums.get());
           const int64_t to = ((at.map * p.in_h + y) * p.in_w + at.column) * width;
           T* result = whole ? static_cast<T*>(p.to) + to : made.get();
           rows.mix_pixels(sums.get(), origin, across.begin.data() + at.column,

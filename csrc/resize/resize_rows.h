@@ -34,10 +34,18 @@ struct ResizeRows {
   // out[r][x] = near[r] * a[x] + far[r] * b[x] for x < n; b is not read where far[r] is 0.
   void (*blend)(const T* a, const T* b, const T* near, const T* far, int64_t rows, int64_t n,
                 T* out);
-  // out[x] = sum over k < count of weights[k] * in[k * step + x] for x < n, in that order.
-  void (*mix)(const T* in, int64_t step, const T* weights, int64_t count, int64_t n, T* out);
-  // The same per pixel of several channels: pixel i of n mixes the pixels of `in` from
-  // begin[i] - origin on with weights[start[i]] to weights[start[i + 1]]. in and out and beyond.
+  // Both at once for n pixels of whole vectors: `one` and `two` are input rows, `above` and `below`
+  // their weights; `two` is not read where `below` is 0. `past`: stores past the caches, out at a
+  // multiple of 64 bytes.
+  void (*blend_pixels)(const T* one, const T* two, const int64_t* first, const T* near,
+                       const T* far, T above, T below, int64_t n, int64_t channels, bool past,
+                       T* out);
+  // sum[x] = carried[x] + sum over k < count of near[k] * in[k * step + x] for x < n, in that
+  // order, and carry[x] the sum of far[k] * in[k * step + x]; carried may be null.
+  void (*gather)(const T* in, int64_t step, const T* near, const T* far, int64_t count, int64_t n,
+                 const T* carried, T* sum, T* carry);
+  // Pixel i of n, of several channels, is the sum of the pixels of `in` from begin[i] - origin on,
+  // with weights[start[i]] to weights[start[i + 1]]. in and out and beyond.
   void (*mix_pixels)(const T* in, int64_t origin, const int64_t* begin, const int64_t* start,
                      const T* weights, int64_t n, int64_t channels, T* out);
 };

@@ -25,19 +25,15 @@ void expand(const T* in, const int64_t* first, const T* near, const T* far, int6
 }
 
 // A block's inputs lie within one vector register, from which the lanes are picked.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
-#if defined(__AVX512F__)
-constexpr int kPickBytes = 64;
+#if defined(__GNUC__) && !defined(__clang__) && SEGKERN_VECTOR_BYTES >= 32
+constexpr int kPickBytes = SEGKERN_VECTOR_BYTES;
 #else
-constexpr int kPickBytes = 32;
-#endif
-#else
-constexpr int kPickBytes = 0;
+constexpr int kPickBytes = 0;  // picked one by one: expand
 #endif
 
 template <typename T>
 void expand_blocks(const T* in, const BlockTable<T>& table, T* out) {
-#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
+#if defined(__GNUC__) && !defined(__clang__) && SEGKERN_VECTOR_BYTES >= 32
   constexpr int L = kPickBytes / static_cast<int>(sizeof(T));
   typedef T V __attribute__((vector_size(kPickBytes)));
   typedef std::conditional_t<sizeof(T) == 8, int64_t, int32_t> I;
@@ -106,6 +102,112 @@ void blend(const T* a, const T* b, const T* near, const T* far, int64_t rows, in
   }
 }
 
+// A vector past the caches where it is wanted and the processor has the store; `to` is aligned.
+template <typename T>
+inline __attribute__((always_inline)) void put(T* to, const typename Wide<T>::V& v, bool past) {
+#if defined(SEGKERN_X86_TARGETS)
+  if (past) {
+#if SEGKERN_VECTOR_BYTES == 64
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<const __m512i&>(v));
+#else
+    __m128i parts[4];
+    std::memcpy(parts, &v, sizeof(v));
+    for (int i = 0; i < 4; ++i) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to) + i, parts[i]);
+    }
+#endif
+    return;
+  }
+#endif
+  Wide<T>::store(to, v);
+}
+
+template <typename T>
+void blend_pixels(const T* one, const T* two, const int64_t* first, const T* near, const T* far,
+                  T above, T below, int64_t n, int64_t channels, bool past, T* out) {
+  using W = Wide<T>;
+  for (int64_t o = 0; o < n; ++o) {
+    const T u = near[o], v = far[o];
+    const T* a = one + first[o] * channels;
+    const T* c = two + first[o] * channels;
+    // Where a weight is 0 the other pixel stands in for the one that is not to be read.
+    const int64_t right = v == T(0) ? 0 : channels;
+    T* to = out + o * channels;
+    if (below == T(0)) {
+      for (int64_t k = 0; k < channels; k += W::kLanes) {
+        put<T>(to + k, u * W::load(a + k) + v * W::load(a + k + right), past);
+      }
+      continue;
+    }
+    for (int64_t k = 0; k < channels; k += W::kLanes) {
+      const typename W::V top = u * W::load(a + k) + v * W::load(a + k + right);
+      const typename W::V bottom = u * W::load(c + k) + v * W::load(c + k + right);
+      put<T>(to + k, above * top + below * bottom, past);
+    }
+  }
+}
+
+// K vectors of both sums in registers.
+template <typename T, int K>
+inline __attribute__((always_inline)) void gather_block(const T* in, int64_t step, const T* near,
+                                                        const T* far, int64_t count,
+                                                        const T* carried, T* sum, T* carry) {
+  using W = Wide<T>;
+  typename W::V here[K], behind[K];
+  for (int j = 0; j < K; ++j) {
+    here[j] = carried ? W::load(carried + j * W::kLanes) : typename W::V{};
+    behind[j] = typename W::V{};
+  }
+  for (int64_t k = 0; k < count; ++k, in += step) {
+    const T u = near[k], v = far[k];
+    if (v == T(0)) {
+      for (int j = 0; j < K; ++j) {
+        here[j] += u * W::load(in + j * W::kLanes);
+      }
+      continue;
+    }
+    for (int j = 0; j < K; ++j) {
+      const typename W::V row = W::load(in + j * W::kLanes);
+      here[j] += u * row;
+      behind[j] += v * row;
+    }
+  }
+  for (int j = 0; j < K; ++j) {
+    W::store(sum + j * W::kLanes, here[j]);
+    W::store(carry + j * W::kLanes, behind[j]);
+  }
+}
+
+template <typename T>
+void gather(const T* in, int64_t step, const T* near, const T* far, int64_t count, int64_t n,
+            const T* carried, T* sum, T* carry) {
+  constexpr int L = Wide<T>::kLanes;
+  constexpr int kMany = 4;
+  const auto at = [&](int64_t x) { return carried ? carried + x : nullptr; };
+  int64_t x = 0;
+  for (; x + kMany * L <= n; x += kMany * L) {
+    gather_block<T, kMany>(in + x, step, near, far, count, at(x), sum + x, carry + x);
+  }
+  for (; x + L <= n; x += L) {
+    gather_block<T, 1>(in + x, step, near, far, count, at(x), sum + x, carry + x);
+  }
+  if (x < n && n >= L) {  // some sums twice, to the same numbers
+    x = n - L;
+    gather_block<T, 1>(in + x, step, near, far, count, at(x), sum + x, carry + x);
+    return;
+  }
+  for (; x < n; ++x) {
+    T here = carried ? carried[x] : T(0), behind = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      const T value = in[k * step + x];
+      here += near[k] * value;
+      behind += far[k] == T(0) ? T(0) : far[k] * value;
+    }
+    sum[x] = here;
+    carry[x] = behind;
+  }
+}
+
 // K vectors of results in registers.
 template <typename T, int K>
 inline __attribute__((always_inline)) void mix_block(const T* in, int64_t step, const T* weights,
@@ -123,30 +225,6 @@ inline __attribute__((always_inline)) void mix_block(const T* in, int64_t step, 
   }
   for (int j = 0; j < K; ++j) {
     W::store(out + j * W::kLanes, sum[j]);
-  }
-}
-
-template <typename T>
-void mix(const T* in, int64_t step, const T* weights, int64_t count, int64_t n, T* out) {
-  constexpr int L = Wide<T>::kLanes;
-  constexpr int kMany = 4;
-  int64_t x = 0;
-  for (; x + kMany * L <= n; x += kMany * L) {
-    mix_block<T, kMany>(in + x, step, weights, count, out + x);
-  }
-  for (; x + L <= n; x += L) {
-    mix_block<T, 1>(in + x, step, weights, count, out + x);
-  }
-  if (x < n && n >= L) {  // some results twice, to the same numbers
-    mix_block<T, 1>(in + n - L, step, weights, count, out + n - L);
-    return;
-  }
-  for (; x < n; ++x) {
-    T sum = 0;
-    for (int64_t k = 0; k < count; ++k) {
-      sum += weights[k] * in[k * step + x];
-    }
-    out[x] = sum;
   }
 }
 
@@ -177,7 +255,8 @@ constexpr ResizeRows<T> kRowsOf = {
     expand_blocks<T>,
     expand_pixels<T>,
     blend<T>,
-    mix<T>,
+    blend_pixels<T>,
+    gather<T>,
     mix_pixels<T>,
 };
 
