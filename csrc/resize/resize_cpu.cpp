@@ -25,9 +25,12 @@ namespace {
 // Elements of a strip's rows, and of results gathered before they go to memory.
 constexpr int64_t kStrip = 16384;
 constexpr int64_t kStaged = 4096;
+// Channels from which a pixel is resampled by itself.
 constexpr int64_t kWidePixel = 64;
 // Rows of gradients whose columns are summed at once: lanes of a vector of float.
 constexpr int64_t kGroup = 16;
+// Bytes of rows that memory is asked for ahead of their use.
+constexpr int64_t kAhead = int64_t{1} << 14;
 // Elements of the larger map that are worth a task of their own.
 constexpr int64_t kGrain = 32768;
 
@@ -350,6 +353,9 @@ class RowSums {
       }
       in = wide_.data();
       step = n;
+    }
+    if (step == n && count * n * elements_.size <= kAhead) {  // short rows one behind the other
+      prefetch(in + count * n, count * n * elements_.size);
     }
     T* carry = carry_[carried_ == carry_[0].get() ? 1 : 0].get();
     rows_.gather(in, step, down_.near.data() + first, down_.far.data() + first, count, n, carried_,
