@@ -18,7 +18,9 @@
 namespace segkern {
 
 constexpr int kMaxGrids = 8;
+// Cells a side of one grid, and of all of them together.
 constexpr int64_t kMaxBins = 64;
+constexpr int64_t kMaxAllBins = 128;
 
 // Pixels [begin, end) of cell `i` of `cells` along an axis.
 struct CellRange {
@@ -46,8 +48,9 @@ void pyramid_pool_fwd_cpu(const PyramidParams& params);
 void pyramid_pool_bwd_cpu(const PyramidParams& params);
 
 #if defined(USE_CUDA)
-void launch_pyramid_pool_fwd(const PyramidParams& params, cudaStream_t stream);
-void launch_pyramid_pool_bwd(const PyramidParams& params, cudaStream_t stream);
+// `sums`: a number of the type of the sums for every plane and piece (pieces.h).
+void launch_pyramid_pool_fwd(const PyramidParams& params, void* sums, cudaStream_t stream);
+void launch_pyramid_pool_bwd(const PyramidParams& params, void* sums, cudaStream_t stream);
 #endif
 
 }  // namespace segkern

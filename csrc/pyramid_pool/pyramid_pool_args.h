@@ -24,12 +24,18 @@ inline PyramidParams pyramid_params(const char* op, const char* name, const Tens
   SEGKERN_CHECK(!bins.empty() && bins.size() <= kMaxGrids, op, ": bins must be 1 to ", kMaxGrids,
                 " numbers, got ", shape_string(bins));
   PyramidParams p{};
+  int64_t sides = 0;
   for (const int64_t b : bins) {
     SEGKERN_CHECK(b >= 1 && b <= kMaxBins, op, ": bins must be from 1 to ", kMaxBins, ", got ",
                   shape_string(bins));
     p.bins[p.grids++] = b;
     p.cells += b * b;
+    sides += b;
   }
+  SEGKERN_CHECK(sides <= kMaxAllBins, op, ": bins must add up to at most ", kMaxAllBins, ", got ",
+                shape_string(bins));
+  SEGKERN_CHECK(h <= INT32_MAX && w <= INT32_MAX, op, ": ", name,
+                " must have fewer than 2^31 rows and columns, got (", h, ", ", w, ")");
   p.items = from.size(0);
   p.channels = from.size(1);
   p.height = h;
