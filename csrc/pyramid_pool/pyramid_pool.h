@@ -41,7 +41,7 @@ struct PyramidParams {
   const void* from;
   void* to;
 
-  int64_t planes() const { return items * channels; }
+  SEGKERN_HOST_DEVICE int64_t planes() const { return items * channels; }
 };
 
 void pyramid_pool_fwd_cpu(const PyramidParams& params);

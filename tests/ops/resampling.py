@@ -3,6 +3,8 @@ definitions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -25,3 +27,18 @@ def cell_matrix(pixels: int, cells: int) -> Tensor:
         begin, end = i * pixels // cells, -((i + 1) * pixels // -cells)
         matrix[i, begin:end] = 1 / (end - begin)
     return matrix
+
+
+def run_at_several_threads(run: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """The results of `run`, which must be the same bits on any number of threads, and twice."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        wanted = run()
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            for got, want in zip(run(), wanted, strict=True):
+                assert torch.equal(got, want), f"{count} threads"
+    finally:
+        torch.set_num_threads(before)
+    return wanted
