@@ -11,8 +11,8 @@ from segkern import _load
 from segkern.ops._convolution import check_feature_map
 from segkern.ops._pooling import empty_like_layout
 
-#: The most grids, and the most cells a side.
-MAX_GRIDS, MAX_BINS = 8, 64
+#: The most grids, and the most cells a side of one and of all together.
+MAX_GRIDS, MAX_BINS, MAX_ALL_BINS = 8, 64, 128
 
 
 def pyramid_pool(input: Tensor, bins: Sequence[int] = (1, 2, 3, 6)) -> tuple[Tensor, ...]:
@@ -27,7 +27,8 @@ def pyramid_pool(input: Tensor, bins: Sequence[int] = (1, 2, 3, 6)) -> tuple[Ten
         input: (N, C, H, W), float64, float32, float16 or bfloat16; N and C may be 0. Contiguous
             and channels-last maps are read as they lie, others are copied once. Half types are
             summed in float32.
-        bins: cells a side of each grid, 1 to 64; 1 to 8 of them. The default is PSPNet's.
+        bins: cells a side of each grid, 1 to 64; 1 to 8 of them, at most 128 together. The default
+            is PSPNet's.
 
     Returns:
         For each of `bins` a tensor (N, C, b, b) in the input's dtype and order of axes: views of
@@ -59,6 +60,8 @@ def pyramid_pool(input: Tensor, bins: Sequence[int] = (1, 2, 3, 6)) -> tuple[Ten
         raise ValueError(
             f"{op}: bins must be 1 to {MAX_GRIDS} numbers from 1 to {MAX_BINS}, got {bins!r}"
         )
+    if sum(sides) > MAX_ALL_BINS:
+        raise ValueError(f"{op}: bins must add up to at most {MAX_ALL_BINS}, got {bins!r}")
     if input.is_cuda:
         _load.require_cuda(op)
     packed = torch.ops.segkern.pyramid_pool.default(input, sides)
