@@ -27,9 +27,7 @@ RAW = torch.ops.segkern
 def draw(shape, bins, dtype, device, layout="contiguous"):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(device, dtype)
-    grads = [
-        torch.randn(*shape[:2], b, b, generator=generator).to(device, dtype) for b in bins
-    ]
+    grads = [torch.randn(*shape[:2], b, b, generator=generator).to(device, dtype) for b in bins]
     return LAYOUTS[layout](x).detach().requires_grad_(), grads
 
 

@@ -92,9 +92,9 @@ PYRAMIDS = [
 def test_pyramid(shape, bins, channels_last):
     module = load("resize")
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.cat([
-        torch.kron(cell_matrix(shape[2], b), cell_matrix(shape[3], b)) for b in bins
-    ])  # (cells, pixels)
+    matrix = torch.cat(
+        [torch.kron(cell_matrix(shape[2], b), cell_matrix(shape[3], b)) for b in bins]
+    )  # (cells, pixels)
     cells = matrix.shape[0]
     number = PYRAMIDS.index((shape, bins)) + 2 * channels_last
     for dtype in (DTYPES[number % 4], DTYPES[(number + 1) % 4]):
