@@ -113,7 +113,8 @@ class Results {
   Buffer<T> staged_;
 };
 
-// Outputs of a row in blocks that read from one vector each; none where the columns shrink.
+// Outputs of a row in blocks that read from one vector each, or from two; none where the columns
+// shrink to less than half.
 template <typename T>
 class Blocks {
  public:
@@ -130,9 +131,10 @@ class Blocks {
         base_.push_back(table.first[o]);
       }
       const int64_t lane = table.first[o] - base_.back();
-      if (lane >= lanes) {
+      if (lane >= 2 * lanes) {
         return;
       }
+      pairs_ = pairs_ || lane >= lanes;
       lane_[o] = static_cast<Integer>(lane);
       near_[o] = table.near[o];
       far_[o] = table.far[o];
@@ -141,12 +143,13 @@ class Blocks {
   }
 
   BlockTable<T> table() const {
-    return {base_.data(), lane_.data(), near_.data(), far_.data(), blocks_};
+    return {base_.data(), lane_.data(), near_.data(), far_.data(), blocks_, pairs_};
   }
 
  private:
   using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   int64_t blocks_ = 0;
+  bool pairs_ = false;
   std::vector<int64_t> base_;
   std::vector<Integer> lane_;
   std::vector<T> near_, far_;

@@ -17,6 +17,7 @@ struct BlockTable {
   const void* lane;  // integers as wide as T
   const T *near, *far;
   int64_t blocks;
+  bool pairs;  // lanes count through two vectors; else through one
 };
 
 // T is float or double.

@@ -24,37 +24,50 @@ void expand(const T* in, const int64_t* first, const T* near, const T* far, int6
   }
 }
 
-// A block's inputs lie within one vector register, from which the lanes are picked.
+// A block's inputs lie within one vector register or two, from which the lanes are picked.
 #if defined(__GNUC__) && !defined(__clang__) && SEGKERN_VECTOR_BYTES >= 32
 constexpr int kPickBytes = SEGKERN_VECTOR_BYTES;
 #else
 constexpr int kPickBytes = 0;  // picked one by one: expand
 #endif
 
-template <typename T>
-void expand_blocks(const T* in, const BlockTable<T>& table, T* out) {
+template <typename T, bool kPairs>
+inline __attribute__((always_inline)) void expand_some(const T* in, const BlockTable<T>& table,
+                                                       T* out) {
 #if defined(__GNUC__) && !defined(__clang__) && SEGKERN_VECTOR_BYTES >= 32
   constexpr int L = kPickBytes / static_cast<int>(sizeof(T));
   typedef T V __attribute__((vector_size(kPickBytes)));
   typedef std::conditional_t<sizeof(T) == 8, int64_t, int32_t> I;
   typedef I M __attribute__((vector_size(kPickBytes)));
   const I* lanes = static_cast<const I*>(table.lane);
+  const auto pick = [](const T* from, const M& lane) __attribute__((always_inline)) {
+    V first, second;
+    std::memcpy(&first, from, sizeof(V));
+    if (!kPairs) {
+      return V(__builtin_shuffle(first, lane));
+    }
+    std::memcpy(&second, from + L, sizeof(V));
+    return V(__builtin_shuffle(first, second, lane));
+  };
   for (int64_t b = 0; b < table.blocks; ++b) {
     const T* at = in + table.base[b];
-    V one, two, near, far;
+    V near, far;
     M lane;
-    std::memcpy(&one, at, sizeof(V));
-    std::memcpy(&two, at + 1, sizeof(V));
     std::memcpy(&lane, lanes + b * L, sizeof(M));
     std::memcpy(&near, table.near + b * L, sizeof(V));
     std::memcpy(&far, table.far + b * L, sizeof(V));
-    const V behind = V(M(__builtin_shuffle(two, lane)) & M(far != V{}));
-    const V made = near * __builtin_shuffle(one, lane) + far * behind;
+    const V behind = V(M(pick(at + 1, lane)) & M(far != V{}));
+    const V made = near * pick(at, lane) + far * behind;
     std::memcpy(out + b * L, &made, sizeof(V));
   }
 #else
   (void)in, (void)table, (void)out;
 #endif
+}
+
+template <typename T>
+void expand_blocks(const T* in, const BlockTable<T>& table, T* out) {
+  table.pairs ? expand_some<T, true>(in, table, out) : expand_some<T, false>(in, table, out);
 }
 
 template <typename T>
