@@ -18,6 +18,8 @@ namespace {
 
 // Elements that are worth a task of their own.
 constexpr int64_t kGrain = 32768;
+// Elements of half types that are widened at once.
+constexpr int64_t kWidened = 16384;
 
 template <typename T>
 class Pyramid {
@@ -98,26 +100,43 @@ class Pyramid {
 
   int64_t stored_row() const { return p.width * width_ * size_; }
 
-  // The sums of a band's pieces, of `sums` of the whole map. `wide` holds rows of half types as T.
+  // The sum over rows and pixels of n elements each; rows are `row_step` elements apart, pixels n.
+  // Half types are widened a few pixels at a time in `wide`, behind n numbers of their sum.
+  void sum_pixels(int64_t at, int64_t row_step, int64_t rows, int64_t pixels, int64_t n,
+                  std::vector<T>& wide, T* to) const {
+    if (same_) {
+      sum_.sum(static_cast<const T*>(p.from) + at, row_step, rows, n, pixels, n, to);
+      return;
+    }
+    const int64_t some = std::min(pixels, std::max<int64_t>(1, kWidened / n));
+    wide.resize(std::max<size_t>(wide.size(), (1 + some) * n));
+    std::fill_n(to, n, T(0));
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t k = 0; k < pixels; k += some) {
+        const int64_t count = std::min(some, pixels - k);
+        const int64_t from = (at + r * row_step + k * n) * size_;
+        rows_.load(p.element, static_cast<const char*>(p.from) + from, wide.data() + n, count * n);
+        sum_.sum(wide.data() + n, 0, 1, n, count, n, wide.data());
+        for (int64_t c = 0; c < n; ++c) {
+          to[c] += wide[c];
+        }
+      }
+    }
+  }
+
+  // The sums of a band's pieces, of `sums` of the whole map.
   void sum_band(int64_t map, int64_t band, std::vector<T>& wide, T* row, T* sums) const {
     const int64_t elements = p.width * width_, height = down_.length(band);
     const int64_t at = (map * p.height + down_.edges[band]) * elements;
-    const T* in = static_cast<const T*>(p.from) + at;
-    if (!same_) {
-      wide.resize(std::max<size_t>(wide.size(), height * elements));
-      rows_.load(p.element, static_cast<const char*>(p.from) + at * size_, wide.data(),
-                 height * elements);
-      in = wide.data();
-    }
     T* to = sums + band * across_.count * width_;
     if (p.channels_last) {
       for (int64_t s = 0; s < across_.count; ++s) {
-        sum_.sum(in + across_.edges[s] * width_, elements, height, width_, across_.length(s),
-                 width_, to + s * width_);
+        sum_pixels(at + across_.edges[s] * width_, elements, height, across_.length(s), width_,
+                   wide, to + s * width_);
       }
       return;
     }
-    sum_.sum(in, elements, height, 0, 1, elements, row);
+    sum_pixels(at, elements, 1, height, elements, wide, row);  // rows as pixels of a row
     for (int64_t s = 0; s < across_.count; ++s) {
       T total = 0;
       for (int64_t x = across_.edges[s]; x < across_.edges[s + 1]; ++x) {

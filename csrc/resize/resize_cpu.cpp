@@ -347,22 +347,29 @@ class RowSums {
  private:
   void gather(int64_t at, int64_t y, int64_t n, T* to) {
     const int64_t first = down_.run_begin[y], count = down_.run_begin[y + 1] - first;
-    const T* in = static_cast<const T*>(p.from) + at + first * step_;
-    int64_t step = step_;
-    if (!elements_.same) {
-      wide_.resize(std::max<size_t>(wide_.size(), count * n));
-      for (int64_t k = 0; k < count; ++k) {
-        elements_.load(p.from, at + (first + k) * step_, n, wide_.data() + k * n);
-      }
-      in = wide_.data();
-      step = n;
-    }
-    if (step == n && count * n * elements_.size <= kAhead) {  // short rows one behind the other
-      prefetch(in + count * n, count * n * elements_.size);
-    }
+    const T *near = down_.near.data() + first, *far = down_.far.data() + first;
     T* carry = carry_[carried_ == carry_[0].get() ? 1 : 0].get();
-    rows_.gather(in, step, down_.near.data() + first, down_.far.data() + first, count, n, carried_,
-                 to, carry);
+    if (elements_.same) {
+      const T* in = static_cast<const T*>(p.from) + at + first * step_;
+      const int64_t bytes = count * n * elements_.size;
+      if (step_ == n && bytes <= kAhead) {  // short rows one behind the other
+        prefetch(in + count * n, bytes);
+      }
+      rows_.gather(in, step_, near, far, count, n, carried_, false, to, carry);
+    } else {
+      // A few rows at a time as T, padded to whole vectors.
+      const int64_t pitch = divide_up(n, kResizeLanes) * kResizeLanes;
+      const int64_t some = std::max<int64_t>(1, kStaged / pitch);
+      wide_.resize(std::max<size_t>(wide_.size(), some * pitch));
+      for (int64_t k = 0; k == 0 || k < count; k += some) {
+        const int64_t rows = std::min(some, count - k);
+        for (int64_t r = 0; r < rows; ++r) {
+          elements_.load(p.from, at + (first + k + r) * step_, n, wide_.data() + r * pitch);
+        }
+        rows_.gather(wide_.data(), pitch, near + k, far + k, rows, pitch, carried_, k > 0, to,
+                     carry);
+      }
+    }
     carried_ = carry;
   }
 

@@ -8,6 +8,7 @@ namespace segkern {
 // Elements that kernels may read behind rows where it says "and beyond", and write behind results
 // where it says so.
 constexpr int64_t kResizeBeyond = 32;
+constexpr int64_t kResizeLanes = 16;
 
 // The weights of a row of outputs in blocks of `lanes`: output b * lanes + l reads
 // in[base[b] + lane[b * lanes + l]] and the element behind it.
@@ -42,9 +43,10 @@ struct ResizeRows {
                        const T* far, T above, T below, int64_t n, int64_t channels, bool past,
                        T* out);
   // sum[x] = carried[x] + sum over k < count of near[k] * in[k * step + x] for x < n, in that
-  // order, and carry[x] the sum of far[k] * in[k * step + x]; carried may be null.
+  // order, and carry[x] the sum of far[k] * in[k * step + x]; carried may be null. `add`: adds to
+  // what is in both instead; n is then a multiple of kResizeLanes.
   void (*gather)(const T* in, int64_t step, const T* near, const T* far, int64_t count, int64_t n,
-                 const T* carried, T* sum, T* carry);
+                 const T* carried, bool add, T* sum, T* carry);
   // Pixel i of n, of several channels, is the sum of the pixels of `in` from begin[i] - origin on,
   // with weights[start[i]] to weights[start[i + 1]]. in and out and beyond.
   void (*mix_pixels)(const T* in, int64_t origin, const int64_t* begin, const int64_t* start,

@@ -164,12 +164,14 @@ void blend_pixels(const T* one, const T* two, const int64_t* first, const T* nea
 template <typename T, int K>
 inline __attribute__((always_inline)) void gather_block(const T* in, int64_t step, const T* near,
                                                         const T* far, int64_t count,
-                                                        const T* carried, T* sum, T* carry) {
+                                                        const T* carried, bool add, T* sum,
+                                                        T* carry) {
   using W = Wide<T>;
   typename W::V here[K], behind[K];
   for (int j = 0; j < K; ++j) {
-    here[j] = carried ? W::load(carried + j * W::kLanes) : typename W::V{};
-    behind[j] = typename W::V{};
+    const T* from = add ? sum : carried;
+    here[j] = from ? W::load(from + j * W::kLanes) : typename W::V{};
+    behind[j] = add ? W::load(carry + j * W::kLanes) : typename W::V{};
   }
   for (int64_t k = 0; k < count; ++k, in += step) {
     const T u = near[k], v = far[k];
@@ -193,20 +195,20 @@ inline __attribute__((always_inline)) void gather_block(const T* in, int64_t ste
 
 template <typename T>
 void gather(const T* in, int64_t step, const T* near, const T* far, int64_t count, int64_t n,
-            const T* carried, T* sum, T* carry) {
+            const T* carried, bool add, T* sum, T* carry) {
   constexpr int L = Wide<T>::kLanes;
   constexpr int kMany = 4;
   const auto at = [&](int64_t x) { return carried ? carried + x : nullptr; };
   int64_t x = 0;
   for (; x + kMany * L <= n; x += kMany * L) {
-    gather_block<T, kMany>(in + x, step, near, far, count, at(x), sum + x, carry + x);
+    gather_block<T, kMany>(in + x, step, near, far, count, at(x), add, sum + x, carry + x);
   }
   for (; x + L <= n; x += L) {
-    gather_block<T, 1>(in + x, step, near, far, count, at(x), sum + x, carry + x);
+    gather_block<T, 1>(in + x, step, near, far, count, at(x), add, sum + x, carry + x);
   }
   if (x < n && n >= L) {  // some sums twice, to the same numbers
     x = n - L;
-    gather_block<T, 1>(in + x, step, near, far, count, at(x), sum + x, carry + x);
+    gather_block<T, 1>(in + x, step, near, far, count, at(x), add, sum + x, carry + x);
     return;
   }
   for (; x < n; ++x) {
