@@ -2,6 +2,7 @@
 // devices.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "../common/host_device.h"
@@ -15,8 +16,9 @@ struct Source {
   T weight;  // 0 at the last input pixel, which has none behind it
 };
 
-// torch's coordinates, computed in T as torch does: float for all types but double. They do not
-// fall where the output pixel grows, rounding included, and `source` is never out of range.
+// torch's coordinates, computed in T as torch does: float for all types but double, the product and
+// the difference in one operation, as its kernels are compiled. They do not fall where the output
+// pixel grows, rounding included, and `source` is never out of range.
 template <typename T>
 struct AxisMap {
   int64_t in, out;
@@ -32,7 +34,8 @@ struct AxisMap {
         align_corners(corners) {}
 
   SEGKERN_HOST_DEVICE Source<T> source(int64_t pixel) const {
-    T at = align_corners ? scale * static_cast<T>(pixel) : centre(static_cast<T>(pixel));
+    T at = align_corners ? scale * static_cast<T>(pixel)
+                         : std::fma(scale, static_cast<T>(pixel) + T(0.5), T(-0.5));
     at = at > T(0) ? at : T(0);
     const int64_t index = static_cast<int64_t>(at);
     if (index >= in - 1) {
@@ -50,9 +53,10 @@ struct AxisMap {
     if (index >= in) {
       return out;
     }
-    const T guess = scale > T(0) ? (align_corners ? static_cast<T>(index) / scale
-                                                  : (static_cast<T>(index) + T(0.5)) / scale - T(0.5))
-                                 : static_cast<T>(out);
+    const T place = static_cast<T>(index);
+    const T guess = !(scale > T(0)) ? static_cast<T>(out)
+                    : align_corners ? place / scale
+                                    : (place + T(0.5)) / scale - T(0.5);
     int64_t pixel = guess >= static_cast<T>(out) ? out : static_cast<int64_t>(guess);
     while (pixel > 0 && source(pixel - 1).index >= index) {
       --pixel;
@@ -61,17 +65,6 @@ struct AxisMap {
       ++pixel;
     }
     return pixel;
-  }
-
- private:
-  // On CUDA the product and the difference are one operation, there as in torch's kernel, and said
-  // so that every place that asks gets the same bits.
-  SEGKERN_HOST_DEVICE T centre(T pixel) const {
-#if defined(__CUDA_ARCH__)
-    return fma(scale, pixel + T(0.5), T(-0.5));
-#else
-    return scale * (pixel + T(0.5)) - T(0.5);
-#endif
   }
 };
 

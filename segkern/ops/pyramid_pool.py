@@ -38,10 +38,9 @@ def pyramid_pool(input: Tensor, bins: Sequence[int] = (1, 2, 3, 6)) -> tuple[Ten
         TypeError, ValueError: an argument of the wrong form, dtype or rank.
         RuntimeError: maps without a row or a column; no kernels for the device.
 
-    Differentiable any number of times. A pixel's gradient sums those of its cells in a fixed order,
-    so that forward and backward are deterministic on every device and do not depend on the number
-    of threads; torch's backward on CUDA is not. Under autocast the input's dtype is kept. Zhao et
-    al., arXiv:1612.01105.
+    Differentiable any number of times. Deterministic on every device, and so is its backward, as
+    torch's on CUDA is not: a pixel sums the gradients of its cells in a fixed order, on any number
+    of threads. Under autocast the input's dtype is kept. Zhao et al., arXiv:1612.01105.
 
     Example:
         >>> import torch

@@ -33,11 +33,10 @@ def resize_bilinear(input: Tensor, size: IntPair, align_corners: bool = False) -
         TypeError, ValueError: an argument of the wrong form, dtype or rank.
         RuntimeError: maps without a row or a column; no kernels for the device.
 
-    Differentiable any number of times. The gradient is the exact adjoint, in gather form: a pixel
-    sums the output pixels that read it, in a fixed order, so that forward and backward are
-    deterministic on every device and do not depend on the number of threads. What has a weight of
-    0 is not read: an infinity or a NaN stays within the pixels interpolated from it. Under
-    autocast the input's dtype is kept.
+    Differentiable any number of times; the gradient is the exact adjoint. Deterministic on every
+    device, and so is its backward: a pixel sums the output pixels that read it in a fixed order,
+    on any number of threads. What has a weight of 0 is not read: an infinity or a NaN stays within
+    the pixels interpolated from it. Under autocast the input's dtype is kept.
 
     Example:
         >>> import torch
