@@ -167,7 +167,8 @@ __global__ void __launch_bounds__(kBlockThreads)
   pieces.sums[index] = total;
 }
 
-// A thread owns a column, or kVector channels of one, of a band of rows: all get its piece's number.
+// A thread owns a column, or kVector channels of one, of a band of rows: all get their piece's
+// number.
 template <typename scalar_t, int kVector>
 __global__ void __launch_bounds__(kBlockThreads)
     pyramid_fill_kernel(PyramidParams p, Pieces<decltype(widen(scalar_t{}))> pieces,

@@ -30,7 +30,8 @@ struct CellRange {
 };
 
 // Maps are (items, channels, height, width) or, channels-last, (items, height, width, channels) in
-// memory, averages (items, channels, cells) or (items, cells, channels): grid after grid, row by row.
+// memory, averages (items, channels, cells) or (items, cells, channels): grid after grid, row by
+// row.
 struct PyramidParams {
   int64_t items, channels, height, width;
   int64_t cells;

@@ -12,8 +12,8 @@
 namespace segkern {
 
 // Maps of in_h x in_w and of out_h x out_w pixels, (items, channels, h, w) or, channels-last,
-// (items, h, w, channels) in memory, and dense. The forward reads the maps of in_h x in_w and writes
-// the others, the backward the other way round.
+// (items, h, w, channels) in memory, and dense. The forward reads the maps of in_h x in_w and
+// writes the others, the backward the other way round.
 struct ResizeParams {
   int64_t items, channels;
   int64_t in_h, in_w, out_h, out_w;

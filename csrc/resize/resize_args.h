@@ -17,7 +17,7 @@ struct ResizeCall {
   bool has_work() const { return params.in_elements() > 0 && params.out_elements() > 0; }
 };
 
-// `from` is the larger or smaller map that is read; `backward` says that it is the output's gradient.
+// `from` is what is read; `backward` says that it is the output's gradient.
 inline ResizeCall prepare_resize(const char* op, const char* name, const char* size_name,
                                  const Tensor& from, int64_t h, int64_t w, bool align_corners,
                                  bool backward) {

@@ -96,7 +96,9 @@ class Results {
     return to;
   }
   // How many rows of n fit at once.
-  int64_t rows_at_once(int64_t n) const { return direct_ ? INT64_MAX : std::max<int64_t>(1, room_ / n); }
+  int64_t rows_at_once(int64_t n) const {
+    return direct_ ? INT64_MAX : std::max<int64_t>(1, room_ / n);
+  }
 
  private:
   void flush() {

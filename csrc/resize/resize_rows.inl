@@ -1,5 +1,5 @@
 // Row kernels of bilinear resampling; compiled once per instruction set (common/cpu_targets.h).
-// What has a weight of 0 adds nothing, whatever it is: infinities and NaNs do not spread from there.
+// What has a weight of 0 adds nothing: infinities and NaNs do not spread from there.
 
 template <typename T>
 struct Wide {
