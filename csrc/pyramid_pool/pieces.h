@@ -66,10 +66,6 @@ struct PyramidCell {
     right = across.at(x.end);
     area = (y.end - y.begin) * (x.end - x.begin);
   }
-
-  SEGKERN_HOST_DEVICE bool holds(int64_t band, int64_t segment) const {
-    return top <= band && band < bottom && left <= segment && segment < right;
-  }
 };
 
 }  // namespace segkern

@@ -69,6 +69,7 @@ class Pyramid {
 
   void backward() const {
     const int64_t bands = p.channels_last ? down_.count : 1;
+    const Holders holders = find_holders();
     share(maps_ * bands, p.height * p.width * width_ / bands, [&](int64_t first, int64_t last) {
       std::vector<T> grads(p.cells * width_), piece(width_), row(p.width * width_);
       std::vector<char> made(stored_row());
@@ -82,7 +83,7 @@ class Pyramid {
         const int64_t band = p.channels_last ? task % bands : 0;
         const int64_t end = p.channels_last ? band + 1 : down_.count;
         for (int64_t b = band; b < end; ++b) {
-          spread(map, b, grads, piece, row, made);
+          spread(map, b, holders, grads, piece, row, made);
         }
       }
       if (stream_) {
@@ -92,6 +93,20 @@ class Pyramid {
   }
 
  private:
+  using Holders = std::vector<std::vector<int64_t>>;  // of each piece, the cells it lies in
+
+  Holders find_holders() const {
+    Holders holders(pieces_);
+    for (int64_t k = 0; k < p.cells; ++k) {
+      for (int64_t band = cells_[k].top; band < cells_[k].bottom; ++band) {
+        for (int64_t s = cells_[k].left; s < cells_[k].right; ++s) {
+          holders[band * across_.count + s].push_back(k);
+        }
+      }
+    }
+    return holders;
+  }
+
   template <typename F>
   static void share(int64_t tasks, int64_t each, const F& f) {
     torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, each)),
@@ -178,16 +193,14 @@ class Pyramid {
   }
 
   // All rows of a band are the same.
-  void spread(int64_t map, int64_t band, const std::vector<T>& grads, std::vector<T>& piece,
-              std::vector<T>& row, std::vector<char>& made) const {
+  void spread(int64_t map, int64_t band, const Holders& holders, const std::vector<T>& grads,
+              std::vector<T>& piece, std::vector<T>& row, std::vector<char>& made) const {
     for (int64_t s = 0; s < across_.count; ++s) {
       std::fill(piece.begin(), piece.end(), T(0));
-      for (int64_t k = 0; k < p.cells; ++k) {
-        if (cells_[k].holds(band, s)) {
-          const T* grad = grads.data() + k * width_;
-          for (int64_t c = 0; c < width_; ++c) {
-            piece[c] += grad[c];
-          }
+      for (const int64_t k : holders[band * across_.count + s]) {
+        const T* grad = grads.data() + k * width_;
+        for (int64_t c = 0; c < width_; ++c) {
+          piece[c] += grad[c];
         }
       }
       for (int64_t x = across_.edges[s]; x < across_.edges[s + 1]; ++x) {
