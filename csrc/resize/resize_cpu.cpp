@@ -1,5 +1,5 @@
 // CPU bilinear resampling, separably: a row is resampled along its columns once, and an output row
-// is a blend of the two latest of those. The backward is the mirror image: an input row sums the
+// is a blend of the two latest of those (but where a pixel is whole vectors). The backward is the mirror image: an input row sums the
 // output rows that read it, and then along its columns the output pixels that read each pixel.
 //
 // A row is the W elements of a plane's row or, channels-last, the W * C of an image's, worked on
@@ -25,8 +25,6 @@ namespace {
 // Elements of a strip's rows, and of results gathered before they go to memory.
 constexpr int64_t kStrip = 16384;
 constexpr int64_t kStaged = 4096;
-// Channels from which a pixel is resampled by itself.
-constexpr int64_t kWidePixel = 64;
 // Rows of gradients whose columns are summed at once: lanes of a vector of float.
 constexpr int64_t kGroup = 16;
 // Bytes of rows that memory is asked for ahead of their use.
@@ -199,8 +197,8 @@ struct Forward {
   const Blocks<T> blocks{across, p.channels_last ? 0 : rows.lanes};
   const int64_t width = p.channels_last ? p.channels : 1;  // elements of a pixel
   const bool stream = p.out_elements() * elements.size >= kStreamBytes;
-  // Pixels of this many whole vectors are not worth a row of them resampled in between.
-  const bool wide = p.channels_last && width >= kWidePixel && width * sizeof(T) % 64 == 0;
+  // Pixels of whole vectors are not worth a row of them resampled in between.
+  const bool wide = p.channels_last && elements.same && width * sizeof(T) % 64 == 0;
 
   // The columns [x, x_end) of an input row, resampled; `copy` holds the input pixels they read.
   void expand(int64_t row, int64_t x, int64_t x_end, T* copy, T* to) const {
@@ -238,34 +236,20 @@ struct Forward {
     }
   }
 
+  // Pixels of whole vectors straight from the input.
   void pixels() const {
-    const int64_t map_elements = p.out_elements() / p.items, row = p.in_w * width;
-    const bool past = elements.same && stream && reinterpret_cast<uintptr_t>(p.to) % 64 == 0;
+    const int64_t map_elements = p.out_elements() / p.items;
+    const bool past = stream && reinterpret_cast<uintptr_t>(p.to) % 64 == 0;
     const int64_t together = std::max<int64_t>(1, kStaged / width);
     const Tasks tasks(p.items, p.out_h, p.out_w, p.out_w, map_elements);
     tasks.share(map_elements, [&](int64_t begin, int64_t end) {
-      const int64_t copied = elements.same ? 0 : row;
-      Buffer<T> even(copied), odd(copied);
-      T* const buffer[2] = {even.get(), odd.get()};
       Results<T> results(elements, p.to, stream && !past, together * width);
       for (int64_t task = begin; task < end; ++task) {
         const typename Tasks::Part at = tasks.part(task);
-        int64_t held[2] = {-1, -1};
-        const auto input = [&](int64_t y) -> const T* {
-          const int64_t from = (at.map * p.in_h + y) * row;
-          if (elements.same) {
-            return static_cast<const T*>(p.from) + from;
-          }
-          if (held[y % 2] != y) {
-            elements.load(p.from, from, row, buffer[y % 2]);
-            held[y % 2] = y;
-          }
-          return buffer[y % 2];
-        };
+        const T* in = static_cast<const T*>(p.from) + at.map * p.in_h * p.in_w * width;
         for (int64_t y = at.row; y < at.row_end; ++y) {
-          const int64_t near = down.first[y];
-          const T* one = input(near);
-          const T* two = down.far[y] == T(0) ? one : input(near + 1);
+          const T* one = in + down.first[y] * p.in_w * width;
+          const T* two = down.far[y] == T(0) ? one : one + p.in_w * width;
           for (int64_t x = 0; x < p.out_w; x += together) {
             const int64_t n = std::min(together, p.out_w - x);
             const int64_t to = ((at.map * p.out_h + y) * p.out_w + x) * width;
@@ -281,6 +265,7 @@ struct Forward {
     });
   }
 
+  // Rows in strips, each input row resampled along its columns once.
   void strips() const {
     const int64_t maps = p.channels_last ? p.items : p.planes();
     const int64_t strip = p.channels_last ? std::max<int64_t>(1, kStrip / width) : p.out_w;
