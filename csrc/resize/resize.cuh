@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 // kBwdRows input rows: every output row that reads them is summed along its columns once, and goes
 // to the input row above it and to the one below.
 template <typename scalar_t, typename index_t, bool kLast, int kVector>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 2)
     resize_bwd_kernel(ResizeParams p, ResizeAxes<wide_of<scalar_t>> axes, int64_t lanes,
                       int64_t bands, int64_t threads) {
   using T = wide_of<scalar_t>;
