@@ -84,6 +84,19 @@ STABLE_TORCH_LIBRARY(segkern, m) {
       "Tensor? residual, Tensor? scale, Tensor? shift, Tensor? slope, bool hierarchical, "
       "int activation) -> Tensor");
 
+  // Whole maps at another size, and averaged over cells: see segkern/ops/resize_bilinear.py and
+  // segkern/ops/pyramid_pool.py.
+  m.def(
+      "resize_bilinear(Tensor input, SymInt output_h, SymInt output_w, bool align_corners) "
+      "-> Tensor");
+  m.def(
+      "_resize_bilinear_backward(Tensor grad, SymInt input_h, SymInt input_w, "
+      "bool align_corners) -> Tensor");
+  m.def("pyramid_pool(Tensor input, int[] bins) -> Tensor");
+  m.def(
+      "_pyramid_pool_backward(Tensor grad, int[] bins, SymInt input_h, SymInt input_w) "
+      "-> Tensor");
+
   // Boxes on feature maps, see segkern/ops/roi_align.py and segkern/ops/roi_upsample.py.
   // level_sizes: limits between levels; sizes: N, C, then H and W of each level; mode and
   // reduction: RoiWeights in csrc/roi/roi.h and RoiReduction in csrc/roi/roi_ops.h.

@@ -56,11 +56,7 @@ void accumulate(const T* __restrict row, T weight, int64_t n, T* __restrict out)
   }
 }
 
-#if defined(__AVX512F__)
-constexpr int kTileBytes = 64;
-#else
-constexpr int kTileBytes = 32;
-#endif
+constexpr int kTileBytes = SEGKERN_VECTOR_BYTES < 32 ? 32 : SEGKERN_VECTOR_BYTES;
 
 // Tiles of L x L through registers, L the lanes of a vector: every line of memory is touched once.
 template <typename T>

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkern import ops
 from segkern.engine.errors import EngineError
 
 MERGES = ("softmax", "logits")
@@ -149,10 +150,10 @@ def _enlarged(network: nn.Module, inputs: Tensor) -> Tensor:
     scores = _whole_or_tiled(network, inputs).float()
     if scores.shape[-2:] == inputs.shape[-2:]:
         return scores
-    return F.interpolate(scores, size=inputs.shape[-2:], mode="bilinear", align_corners=False)
+    return ops.resize_bilinear(scores, inputs.shape[-2:])
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     if list(maps.shape[-2:]) == list(size):
         return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
+    return ops.resize_bilinear(maps, size, align_corners=True)

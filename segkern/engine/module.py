@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkern import ops
 from segkern.engine.errors import EngineError
 from segkern.engine.optim import LRFactor, build_optimizer
 from segkern.engine.state import RunState
@@ -189,7 +190,7 @@ def enlarge(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """Logits (N, C, H, W) brought to `size` bilinearly, in float32; as they are at that size."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
-    return F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
+    return ops.resize_bilinear(logits.float(), size)
 
 
 def distributed() -> bool:

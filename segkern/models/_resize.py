@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from segkern import ops
 from segkern.models._sizes import check_image
 
 
-def resize_corners(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_corners(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, corner pixels onto corner pixels: Caffe's ``Interp``, in one resampling."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+    return ops.resize_bilinear(x, size, align_corners=True)
+
+
+def resize_centres(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear with half-pixel centres and without anti-aliasing."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return ops.resize_bilinear(x, size)
 
 
 def interp_size(length: int, shrink: int = 1, zoom: int = 1) -> int:

@@ -14,7 +14,6 @@ from segkern.models._instances.solo_levels import (
     coordinates,
     double,
     output,
-    resize,
     tower,
     with_coordinates,
 )
@@ -26,6 +25,7 @@ from segkern.models._instances.solo_network import (
     register_solo,
 )
 from segkern.models._instances.solo_recipes import FULL_1X, LIGHT_3X
+from segkern.models._resize import resize_centres
 from segkern.models.solo import PAPER
 
 
@@ -82,7 +82,7 @@ class DecoupledHead(nn.Module):
     def forward(self, maps: list[Tensor]) -> DecoupledOutput:
         result = DecoupledOutput([], [], [])
         for n, (features, grid) in enumerate(zip(maps, self.grids, strict=True)):
-            small = resize(features, (grid, grid))
+            small = resize_centres(features, (grid, grid))
             result.category.append(self.category(self.category_tower(small)))
             of_x, of_y = self._mask_features(features)
             result.x.append(self.x_masks[n](of_x))
@@ -136,8 +136,8 @@ class DecoupledSOLO(SOLONetwork):
                 continue
             rows, columns = _split(own, self.levels[n].grid)
             # Enlarged before the product, each map once.
-            x = resize(output.x[n][image, None].float().sigmoid(), size)[0]
-            y = resize(output.y[n][image, None].float().sigmoid(), size)[0]
+            x = resize_centres(output.x[n][image, None].float().sigmoid(), size)[0]
+            y = resize_centres(output.y[n][image, None].float().sigmoid(), size)[0]
             masks[places] = x[columns] * y[rows]
         return masks
 

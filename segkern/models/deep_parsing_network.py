@@ -13,6 +13,7 @@ from segkern import ops
 from segkern.models._preprocess import colour_scale
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
+from segkern.models._resize import resize_centres
 from segkern.models._sizes import check_image, check_pad_mode, crop_to, pad_to_valid
 from segkern.models._vgg import VGG16_STAGES, load_dense, load_vgg16, make_dropout, msra_
 from segkern.nn.deep_parsing import MixtureMRF
@@ -274,9 +275,7 @@ class DeepParsingNetwork(nn.Module):
         )
         features = self.dropout6(self.fc6(self.encoder(image)))
         scores = self.score(self.dropout7(self.fc7(features)))
-        return functional.interpolate(
-            scores, size=image.shape[-2:], mode="bilinear", align_corners=False
-        )
+        return resize_centres(scores, image.shape[-2:])
 
     def _colours(self, image: Tensor) -> Tensor:
         """The image in a scale in which colours differ by 0 to 1."""

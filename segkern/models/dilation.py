@@ -14,7 +14,7 @@ from torch.nn import functional
 from segkern.models._options import check_choice
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
-from segkern.models._resize import in_layout_of, reflect
+from segkern.models._resize import in_layout_of, reflect, resize_corners
 from segkern.models._sizes import check_image
 from segkern.models.backbones import VGG16Features, load_imagenet
 from segkern.models.backbones.imagenet import decimate, dense_layer
@@ -302,8 +302,7 @@ def enlarge_cells(cells: Tensor) -> Tensor:
     """Bilinear by 8 with cell (r, c) at pixel (8r, 8c); the last cell repeats beyond itself."""
     size = [STRIDE * length + 1 for length in cells.shape[-2:]]
     bordered = functional.pad(cells, (0, 1, 0, 1), mode="replicate")
-    enlarged = functional.interpolate(bordered, size=size, mode="bilinear", align_corners=True)
-    return enlarged[..., :-1, :-1]
+    return resize_corners(bordered, size)[..., :-1, :-1]
 
 
 def _deconvolve(scores: Tensor) -> Tensor:

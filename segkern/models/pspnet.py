@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from segkern import ops
 from segkern.models._options import as_tuple, check_choice
 from segkern.models._recipe import Recipe
 from segkern.models._registry import register_model
@@ -86,8 +86,7 @@ class PyramidPooling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         parts = [features]
-        for cells, level in zip(self.bins, self.levels, strict=True):
-            pooled = functional.adaptive_avg_pool2d(features, cells)
+        for pooled, level in zip(ops.pyramid_pool(features, self.bins), self.levels, strict=True):
             parts.append(resize_corners(level(pooled), features.shape[-2:]))
         return torch.cat(parts, dim=1)
 

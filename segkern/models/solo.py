@@ -12,7 +12,6 @@ from segkern.models._instances.images import Size
 from segkern.models._instances.solo_levels import (
     double,
     output,
-    resize,
     tower,
     with_coordinates,
 )
@@ -24,6 +23,7 @@ from segkern.models._instances.solo_network import (
     register_solo,
 )
 from segkern.models._instances.solo_recipes import FULL_1X
+from segkern.models._resize import resize_centres
 from segkern.ops import dynamic_conv
 
 PAPER = (
@@ -63,7 +63,7 @@ class SOLOHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> SOLOOutput:
         category = [
-            self.category(self.category_tower(resize(features, (grid, grid))))
+            self.category(self.category_tower(resize_centres(features, (grid, grid))))
             for features, grid in zip(maps, self.grids, strict=True)
         ]
         return SOLOOutput(category, [self.mask_tower(with_coordinates(f)) for f in maps])
@@ -129,7 +129,7 @@ class SOLO(SOLONetwork):
         for n, (places, own) in enumerate(self.split_cells(cells)):
             one = SOLOOutput([], [features[image : image + 1] for features in output.features])
             soft = self._logits(one, n, own, [len(own)]).float().sigmoid()
-            masks[places] = resize(soft[None], size)[0] if len(own) else soft.new_empty((0, *size))
+            masks[places] = resize_centres(soft[None], size)[0]
         return masks
 
     def _logits(self, output: SOLOOutput, n: int, cells: Tensor, counts: list[int]) -> Tensor:

@@ -15,7 +15,6 @@ from segkern.models._instances.solo_levels import (
     check_sizes,
     double,
     output,
-    resize,
     tower,
     with_coordinates,
 )
@@ -28,6 +27,7 @@ from segkern.models._instances.solo_network import (
 )
 from segkern.models._instances.solo_recipes import FULL_3X, LIGHT_3X
 from segkern.models._options import check_choice
+from segkern.models._resize import resize_centres
 from segkern.ops import dynamic_conv
 
 PAPER = (
@@ -97,7 +97,7 @@ class SOLOv2Head(nn.Module):
         """Category logits and kernels of each level."""
         category, kernels = [], []
         for features, grid in zip(maps, self.grids, strict=True):
-            small = resize(with_coordinates(features), (grid, grid))
+            small = resize_centres(with_coordinates(features), (grid, grid))
             kernels.append(self.kernels(self.kernel_tower(small)))
             category.append(self.category(self.category_tower(small[:, :-2])))
         return category, kernels

@@ -19,6 +19,7 @@ from segkern.nn.frozen_norm import FrozenBatchNorm2d, freeze_batch_norm
 from segkern.nn.gaussian_crf import GaussianCRF
 from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
 from segkern.nn.roi import PyramidRoIAlign, RoIAlign, RoIUpsample
+from segkern.nn.upsample import BilinearUpsample
 
 # `segkern.convert` is the function; what else converts networks is found beside it.
 convert.convolutionalize = convolutionalize
@@ -28,6 +29,7 @@ __all__ = [
     "ASPUnit",
     "AtrousConv2d",
     "BilateralFilter",
+    "BilinearUpsample",
     "CRFAsRNN",
     "CRFNetwork",
     "ConvNormAct",

@@ -10,12 +10,15 @@ from segkern.nn._fold import check_foldable, fold_norms
 from segkern.nn.aspp import ASPP
 from segkern.nn.atrous import AtrousConv2d
 from segkern.nn.pooling import MaxPool2d, MaxUnpool2d
+from segkern.nn.upsample import BilinearUpsample
 
 # torch's class -> ours. Each of ours is a subclass of the torch class and has a class method
 # `_adopt(module)` that turns an instance of the torch class into one of its own.
 COUNTERPARTS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.MaxPool2d: MaxPool2d,
     torch.nn.MaxUnpool2d: MaxUnpool2d,
+    torch.nn.Upsample: BilinearUpsample,
+    torch.nn.UpsamplingBilinear2d: BilinearUpsample,
 }
 
 CONVOLUTIONS = ("atrous", "all", "none")
@@ -50,8 +53,8 @@ def convert(
     A layer stays the object it was and changes its class, so that whatever else holds it still
     does: hooks and their handles, the training flag, parameters in an optimiser, parents that
     share it, an attribute or a list outside the module tree, and the model itself when it is such
-    a layer. Pooling layers keep the bits of their outputs, convolutions and ASPP blocks keep them
-    to rounding, and ``state_dict`` keeps its keys.
+    a layer. Pooling layers keep the bits of their outputs, convolutions, ASPP blocks and bilinear
+    upsampling keep them to rounding, and ``state_dict`` keeps its keys.
 
     An ASPP block is a module with ``convs`` and ``project`` as torchvision's has them: 1x1 and
     dilated 3x3 branches of convolution, batch norm and ReLU, optionally image pooling last, and a
@@ -119,4 +122,6 @@ def _counterpart(module: torch.nn.Module, convolutions: str) -> type[torch.nn.Mo
             return AtrousConv2d if wanted else None
         if kind is not ASPP and ASPP._recognises(module):
             return ASPP
+    if kind is torch.nn.Upsample and module.mode != "bilinear":
+        return None
     return COUNTERPARTS.get(kind)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from segkern import ops
 from segkern.nn.crf_rnn import CRFAsRNN
 
 
@@ -44,9 +44,7 @@ class CRFNetwork(torch.nn.Module):
         scores = outputs["out"]
         if scores.shape[-2:] != image.shape[-2:]:
             # The widths are in pixels of the image.
-            scores = functional.interpolate(
-                scores, size=image.shape[-2:], mode="bilinear", align_corners=False
-            )
+            scores = ops.resize_bilinear(scores, image.shape[-2:])
         levels = image.detach().float() * self.scale.float() + self.shift.float()
         return {**outputs, "out": self.crf(scores, levels)}
 

@@ -17,6 +17,8 @@ from segkern.ops.max_unpool import max_unpool2d
 from segkern.ops.nms import batched_nms, nms
 from segkern.ops.paste_masks import paste_masks
 from segkern.ops.permutohedral import Lattice, permutohedral_build, permutohedral_filter
+from segkern.ops.pyramid_pool import pyramid_pool
+from segkern.ops.resize_bilinear import resize_bilinear
 from segkern.ops.roi_align import roi_align
 from segkern.ops.roi_upsample import roi_upsample
 from segkern.ops.separable_gaussian import separable_gaussian
@@ -49,6 +51,8 @@ __all__ = [
     "paste_masks",
     "permutohedral_build",
     "permutohedral_filter",
+    "pyramid_pool",
+    "resize_bilinear",
     "roi_align",
     "roi_upsample",
     "separable_gaussian",

@@ -59,6 +59,27 @@ def run_separable_gaussian() -> int:
     return len(shapes)
 
 
+def run_resampling() -> int:
+    """Resampling up, down and from one pixel, and pyramids, with gradients, in both layouts."""
+    runs = 0
+    for dtype in DTYPES:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for shape, size in (
+                ((2, 5, 6, 7), (13, 28)),
+                ((1, 36, 2, 1), (20, 30)),
+                ((1, 3, 2, 3), (5, 2600)),
+                ((1, 8, 20, 30), (7, 9)),
+            ):
+                x = torch.randn(shape, device="cuda").to(dtype, memory_format=layout)
+                y = ops.resize_bilinear(x.requires_grad_(), size)
+                y.backward(torch.ones_like(y))
+                for level in ops.pyramid_pool(x):
+                    level.sum().backward()
+                runs += 1
+    torch.cuda.synchronize()
+    return runs
+
+
 def run_deep_parsing() -> int:
     """Local filters and mean field passes, forward and backward, over bands, tiles and layouts."""
     runs = 0
@@ -340,6 +361,7 @@ def main() -> int:
         return 1
     print(f"{run_pooling()} pooling cases ran")
     print(f"{run_separable_gaussian()} separable Gaussians ran")
+    print(f"{run_resampling()} resamplings and pyramids ran")
     print(f"{run_deep_parsing()} deep parsing cases ran")
     print(f"{run_depthwise()} depthwise convolutions ran")
     print(f"{run_dense()} dense convolutions ran")

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segkern.models._resize import resize_centres
+from segkern.nn.upsample import BilinearUpsample
+
 IGNORE = 255
 # Of group norm.
 GROUPS = 32
@@ -64,7 +67,7 @@ class BackgroundBranch(nn.Module):
 
 def enlarge(logits: Tensor, factor: int = 4) -> Tensor:
     """(N, C, H, W) to (N, C, factor * H, factor * W), bilinearly with half-pixel centres."""
-    return F.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=False)
+    return resize_centres(logits, [factor * length for length in logits.shape[-2:]])
 
 
 def background_loss(logits: Tensor, semantic: Sequence[Tensor]) -> Tensor:
@@ -96,9 +99,7 @@ def classes_of_pixels(
     found = []
     for own, size, given in zip(logits, sizes, original, strict=True):
         own = own[None, :, : size[0], : size[1]]
-        if size != given:
-            own = F.interpolate(own, size=given, mode="bilinear", align_corners=False)
-        found.append(own[0].argmax(0))
+        found.append(resize_centres(own, given)[0].argmax(0))
     return found
 
 
@@ -108,5 +109,5 @@ def _path(in_channels: int, channels: int, doublings: int) -> nn.Sequential:
         conv = nn.Conv2d(channels if i else in_channels, channels, 3, padding=1, bias=False)
         layers += [conv, nn.GroupNorm(GROUPS, channels), nn.ReLU(inplace=True)]
         if doublings:
-            layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+            layers.append(BilinearUpsample(scale_factor=2))
     return nn.Sequential(*layers)

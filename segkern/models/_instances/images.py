@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from segkern.models._resize import resize_centres
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -106,7 +107,7 @@ class PrepareImages(nn.Module):
         size = resized_size(image.shape[-2:], self._draw_size(), self.max_size)
         if size == tuple(image.shape[-2:]):
             return image
-        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+        return resize_centres(image[None], size)[0]
 
     def _draw_size(self) -> int:
         if not self.training:

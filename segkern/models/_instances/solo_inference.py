@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segkern.models._instances.images import Size
-from segkern.models._instances.solo_levels import Level, resize
+from segkern.models._instances.solo_levels import Level
+from segkern.models._resize import resize_centres
 from segkern.ops import PackedMasks, matrix_nms, pack_masks
 
 # Bytes of soft masks held at a time.
@@ -163,8 +164,8 @@ def _full_size(
         if soft.shape[0] == 0:
             binary = torch.zeros((0, *sizes.original), dtype=torch.bool, device=cells.device)
         else:
-            soft = resize(soft[None], sizes.padded)[..., :height, :width]
-            binary = resize(soft, sizes.original)[0] > 0.5
+            soft = resize_centres(soft[None], sizes.padded)[..., :height, :width]
+            binary = resize_centres(soft, sizes.original)[0] > 0.5
         masks.append(binary)
         boxes.append(pack_masks(binary).boxes.float())
     return torch.cat(masks), torch.cat(boxes)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from segkern.models._options import as_tuple
+from segkern.models._resize import resize_centres
 
 # Strides of the five maps that a pyramid's P2 to P6 become.
 STRIDES = (8, 8, 16, 32, 32)
@@ -101,18 +101,13 @@ def split_features(pyramid: Sequence[Tensor]) -> list[Tensor]:
     The first is P2 averaged over blocks of 2x2, the last P6 enlarged to the size of P5.
     """
     p2, p3, p4, p5, p6 = pyramid
-    finest = F.interpolate(p2, scale_factor=0.5, mode="bilinear", align_corners=False)
-    return [finest, p3, p4, p5, resize(p6, p5.shape[-2:])]
-
-
-def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear with half-pixel centres and without anti-aliasing."""
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+    finest = resize_centres(p2, [length // 2 for length in p2.shape[-2:]])
+    return [finest, p3, p4, p5, resize_centres(p6, p5.shape[-2:])]
 
 
 def double(maps: Tensor) -> Tensor:
     """Bilinear at twice the size."""
-    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+    return resize_centres(maps, [2 * length for length in maps.shape[-2:]])
 
 
 def coordinates(maps: Tensor) -> tuple[Tensor, Tensor]:
