@@ -159,7 +159,12 @@ def pieces(network: nn.Module, image: torch.Tensor, repeats: int = REPEATS) -> d
 
 
 def measure(
-    name: str, device: str = "cpu", *, size: tuple[int, int] | None = None, **options: Any
+    name: str,
+    device: str = "cpu",
+    *,
+    size: tuple[int, int] | None = None,
+    repeats: int = REPEATS,
+    **options: Any,
 ) -> dict[str, Any]:
     """Shares of one network."""
     torch.manual_seed(0)
@@ -171,9 +176,10 @@ def measure(
         "network": name,
         "size": [height, width],
         "threads": torch.get_num_threads() if device == "cpu" else None,
-        "training": shares(network, images, training=True),
-        "prediction": shares(network, images[:1], training=False),
-        "pieces": pieces(network, images[:1]),
+        "repeats": repeats,
+        "training": shares(network, images, True, repeats),
+        "prediction": shares(network, images[:1], False, repeats),
+        "pieces": pieces(network, images[:1], repeats),
     }
 
 
@@ -241,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the paper's size")
     # One thread is no default: with it torch takes other convolutions for a batch of one.
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="the least time counts")
     parser.add_argument("--results", type=Path, default=FOLDER, metavar="DIR")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -248,7 +255,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Sizes that a pyramid of 1/8 cells takes: (n - 1) mod 8 = 0 where the paper's has it.
         size = tuple(int((n - 1) * options.scale) // 8 * 8 + (n % 2) for n in SIZES[name])
         size = SIZES[name] if options.scale == 1 else size
-        store(options.results, options.device, measure(name, options.device, size=size))
+        store(
+            options.results,
+            options.device,
+            measure(name, options.device, size=size, repeats=options.repeats),
+        )
         print(name, flush=True)
     return 0
 
