@@ -35,7 +35,7 @@ def test_shares_are_kept_and_shown(tmp_path):
     row = pieces.measure("pspnet", size=(65, 65), **LIGHT)
     for what in ("training", "prediction"):
         assert sum(row[what].values()) == pytest.approx(1)
-        assert row[what]["convolution"] > 0.05 and row[what]["up-sampling"] > 0
+        assert row[what]["convolution"] > 0.05 and row[what]["our kernels"] > 0
     assert 0 < row["pieces"]["pyramid pooling"] < 1
     path = pieces.store(tmp_path, "cpu", row)
     pieces.store(tmp_path, "cpu", {**row, "network": "gcn"})

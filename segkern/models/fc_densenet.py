@@ -105,7 +105,7 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.conv(functional.relu(self.norm(x))))
+        return self.dropout(self.conv(functional.relu(self.norm(x), inplace=True)))
 
 
 class DenseBlock(nn.ModuleList):
