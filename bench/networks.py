@@ -12,6 +12,7 @@ weights; what nothing was recorded of stays empty.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import re
@@ -245,12 +246,12 @@ def lines(folder: Path = FOLDER) -> tuple[list[str], list[list[str]]]:
 
 
 def _changed(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that are not the network's defaults."""
-    defaults = get_entry(run["network"]).config()
+    """The options of a run, as JSON has them, that are not the network's defaults."""
+    defaults = json.loads(json.dumps(dataclasses.asdict(get_entry(run["network"]).config())))
     return {
         key: value
         for key, value in run.get("options", {}).items()
-        if getattr(defaults, key, value) != value
+        if defaults.get(key, value) != value
     }
 
 

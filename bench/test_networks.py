@@ -97,6 +97,18 @@ def test_the_table_holds_what_was_recorded_and_nothing_else(tmp_path):
     assert other[2:4] == ["", ""] and other[5:] == ["", "", ""]
 
 
+def test_options_are_shown_where_they_are_not_the_defaults(tmp_path):
+    run = {
+        "network": "fc_densenet56", "data": "camvid", "split": "val", "images": 3, "size": None,
+        "absent_classes": "skip", "miou": 0.9, "epoch": 1, "seconds": None, "hardware": None,
+        "options": {"layers": [4] * 11, "dropout": 0.0},
+    }  # fmt: skip
+    (tmp_path / networks.RUNS).write_text(json.dumps([run]))
+    table = networks.lines(tmp_path)[1]
+    cells = next(cells for cells in table if cells[0] == "`fc_densenet56`")
+    assert cells[3] == "3 images, dropout 0.0, epoch 1"
+
+
 @pytest.mark.parametrize("name", ["enet", "random_forest"])
 def test_a_run_is_recorded(name, tmp_path, monkeypatch):
     if name == "random_forest":
