@@ -94,7 +94,7 @@ def test_sizes():
         model(torch.zeros(1, 3, 100, 100))
 
 
-@pytest.mark.parametrize("bad", [{"p": -1}, {"q": 1.5}, {"tail": "b2"}, {"pad_mode": "wrap"}])
+@pytest.mark.parametrize("bad", [{"p": -1}, {"q": -1}, {"tail": "b2"}, {"pad_mode": "wrap"}])
 def test_errors(bad):
     with pytest.raises(ValueError, match=f"espnet: {next(iter(bad))} must be"):
         create_model("espnet", **bad)

@@ -103,23 +103,32 @@ def networks():
     return theirs, ours
 
 
-def test_losses_and_gradients_are_torchvisions(networks):
+def test_losses_and_gradients_are_torchvisions(networks, monkeypatch):
+    """Losses as the network is used; gradients in double precision, where no rounding decides a
+    maximum: in single, torchvision's own change by 3e-3 with the number of threads."""
+
+    def losses_of(network, images):
+        torch.manual_seed(3)
+        return network(images, [dict(target) for target in targets])
+
     theirs, ours = (copy.deepcopy(network).train() for network in networks)
     images, targets = batch()
-    torch.manual_seed(3)
-    wanted = theirs(images, [dict(target) for target in targets])
-    torch.manual_seed(3)
-    losses = ours(images, targets)
+    wanted, losses = losses_of(theirs, images), losses_of(ours, images)
     assert losses.keys() == wanted.keys()
     for name, loss in losses.items():
         assert loss.shape == ()
         assert abs(loss - wanted[name]) < 2e-6 * max(1, wanted[name].item()), name
-    sum(wanted.values()).backward()
-    sum(losses.values()).backward()
+
+    monkeypatch.setattr("segkern.models.maskrcnn.check_images", lambda *_: None)
+    images = [image.double() for image in images]
+    targets = [{**target, "boxes": target["boxes"].double()} for target in targets]
+    theirs, ours = (copy.deepcopy(network).train().double() for network in networks)
+    sum(losses_of(theirs, images).values()).backward()
+    sum(losses_of(ours, images).values()).backward()
     own = dict(ours.named_parameters())
     for name, parameter in theirs.named_parameters():
         error = (own[name].grad - parameter.grad).norm() / parameter.grad.norm()
-        assert error < 2e-3, name
+        assert error < 1e-5, name
 
 
 def test_detections_are_torchvisions(networks):
