@@ -55,9 +55,7 @@ def test_stages_by_the_formulas(network):
     assert scores.shape == (1, 3, 21, 30)
     q = scores.softmax(1)
     weights = torch.tensor([1 / 2500, 1 / 2500 / 625], dtype=torch.float64)
-    filtered = reference.local_quadratic_filter(
-        q.double(), image.double() / 255, weights, (50, 50)
-    )
+    filtered = reference.local_quadratic_filter(q.double(), image.double() / 255, weights, (50, 50))
     mrf = network.mrf
     o12 = filtered.float() + mrf.filter_affine.bias.view(1, -1, 1, 1)
     torch.testing.assert_close(outputs[2], (scores - o12).log_softmax(1))
@@ -154,9 +152,7 @@ def test_vgg16_weights(tmp_path):
         state[f"classifier.{key}.weight"] = torch.randn(shape, generator=generator)
         state[f"classifier.{key}.bias"] = torch.randn(8, generator=generator)
     torch.save(state, tmp_path / "vgg16.pth")
-    model = create_model(
-        "deep_parsing_network", weights_backbone=tmp_path / "vgg16.pth", **LIGHT
-    )
+    model = create_model("deep_parsing_network", weights_backbone=tmp_path / "vgg16.pth", **LIGHT)
     assert model.recipe.input == "imagenet"
     blocks = model.encoder.convolutions()
     assert torch.equal(blocks[0].conv.weight, state["features.0.weight"])

@@ -51,16 +51,6 @@ PARAMETERS = {
     "unet": (2, 31_030_658),
 }
 GREY = ("patch_cnn", "unet")
-# Compiled in every run; the others with --slow.
-COMPILED = ("crfasrnn", "linknet")
-# Networks that no option makes light; the model tester runs them at one size.
-HEAVY = ("deconvnet", "segnet")
-
-
-def walked(always):
-    """The networks that gradients train, those not in ``always`` marked slow."""
-    slow = pytest.mark.slow
-    return [name if name in always else pytest.param(name, marks=slow) for name in networks()]
 
 
 def test_every_network_is_there():
@@ -77,7 +67,7 @@ def test_parameters(name):
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
 
 
-@pytest.mark.parametrize("name", walked(set(networks()) - set(HEAVY)))
+@pytest.mark.parametrize("name", networks())
 def test_forward_and_backward_at_two_sizes_saved_and_loaded(name, tmp_path):
     case, entry = case_of(name), get_entry(name)
     model = create_model(name, num_classes=4, **case.options)
@@ -109,7 +99,7 @@ def test_forward_and_backward_at_two_sizes_saved_and_loaded(name, tmp_path):
         assert torch.equal(run(name, loaded, size), run(name, model, size))
 
 
-@pytest.mark.parametrize("name", walked(COMPILED))
+@pytest.mark.parametrize("name", networks())
 def test_compiles(name):
     """One graph for two sizes, traced by dynamo and run eagerly, with the same scores."""
     torch._dynamo.reset()
